@@ -1,0 +1,58 @@
+# `make test` checks everything, `make demo` shows it; both begin with nothing but Python >= 3.11.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/ready
+
+# Every folder with a pyproject.toml is a room; the order is the order in which their tests run.
+PROJECTS := $(wildcard schemas/pyproject.toml gs_core/pyproject.toml gs_plugins/*/*/pyproject.toml adapters/*/pyproject.toml)
+ROOMS    := $(PROJECTS:/pyproject.toml=)
+
+TINY   := tests/data/tiny-llama
+STDLIB  = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
+
+.PHONY: test lint unit system packages lanes demo bench clean
+
+# One after the other, also under `make -j`: the cheap checks speak first.
+test:
+	$(MAKE) lint
+	$(MAKE) unit
+	$(MAKE) system
+	$(MAKE) packages
+	$(MAKE) lanes
+
+# pip resolves the rooms together only when one command names them all.
+$(READY): pyproject.toml constraints.txt $(PROJECTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev $(ROOMS:%=-e './%[test]')
+	touch $@
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(READY)
+	$(BIN)/pytest -m "not lane" $(ROOMS:%=%/tests)
+
+system: $(READY)
+	$(BIN)/pytest -m "not lane" tests --ignore tests/packaging --ignore tests/lanes
+
+packages: $(READY)
+	$(BIN)/pytest tests/packaging
+
+lanes: $(READY)
+	$(BIN)/pytest tests/lanes
+
+demo: $(READY)
+	$(BIN)/gsq quantize $(TINY) w4a16-gptq -o out/tiny-llama-w4a16 --restart \
+		--calibration $(STDLIB)/asyncio --samples 128 --seq-len 256
+	$(BIN)/gsq eval out/tiny-llama-w4a16 --against $(TINY) --text $(STDLIB)/typing.py --seq-len 256 --windows 64
+
+bench: $(READY)
+	$(BIN)/python tests/bench/run.py
+
+clean:
+	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,23 @@
+"""Hugging Face transformers: checkpoint folders and live modules, any decoder architecture, no list of models."""
+
+from pathlib import Path
+from typing import Any
+
+from gs_core import Adapter, Model
+from gs_core.storage import Checkpoint
+
+
+class HuggingFace(Adapter):
+    """Opens ``config.json`` + safetensors folders and live ``torch.nn.Module`` objects."""
+
+    handles = ("torch.nn.modules.module.Module",)
+
+    def refuses(self, folder: Path) -> str | None:
+        return None if (folder / "config.json").is_file() else "the folder has no config.json"
+
+    def open(self, source: Any, device: str, checkpoint: Checkpoint | None = None) -> Model:
+        from gs_hf.opening import open_folder, open_module
+
+        if isinstance(source, Path):
+            return open_folder(source, device, checkpoint)
+        return open_module(source, device)

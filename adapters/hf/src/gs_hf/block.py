@@ -1,0 +1,144 @@
+"""One decoder block: its weights in float32, run under observation, rewritten, and handed back."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from gs_core import Block, ChannelScale, Fold, Layer, LayerInfo
+from gs_core.arrays import RawTensor, astype, to_raw
+from gs_core.interfaces import Batch, OnSite
+from gs_core.storage import Tensor
+
+from gs_hf.folding import find_folds, fold
+from gs_hf.naming import Place
+from gs_hf.running import take_up
+from gs_hf.watch import Use, Watch, identity
+
+if TYPE_CHECKING:
+    from gs_hf.model import HFModel
+
+
+class HFLayer(Layer):
+    """A layer as places in parameters, or, where nothing will run, as pieces of the checkpoint."""
+
+    def __init__(self, info: LayerInfo, block: "HFBlock", places: list[Place]):
+        super().__init__(info)
+        self._block, self._places = block, places
+
+    def weight(self) -> torch.Tensor:
+        pieces = [self._block.piece(place) for place in self._places]
+        return (torch.cat(pieces) if len(pieces) > 1 else pieces[0]).to(torch.float32, copy=True)
+
+    def set_weight(self, weight: torch.Tensor) -> None:
+        start = 0
+        for place in self._places:
+            part = self._block.parameter_piece(place)
+            if part is not None:
+                part.copy_(weight[start : start + part.shape[0]])
+                start += part.shape[0]
+
+
+class HFBlock(Block):
+    """See ``gs_core.Block``."""
+
+    def __init__(self, model: "HFModel", index: int, probe: Batch | None):
+        self.model, self.index, self.name = model, index, model.blocks[index] or model.name
+        self.prefix = f"{model.blocks[index]}." if model.blocks[index] else ""
+        self.parameters: dict[str, torch.Tensor] = model.weights.load(self.prefix) if probe is not None else {}
+        self._probe = probe
+        self.changed: set[str] = set()
+        self.norm_offsets: dict[str, float] = {}
+        self.sites = model.sites(index)
+        self.layers: dict[str, Layer] = {
+            info.name: HFLayer(info, self, model.found.places[info.name])
+            for info in model.layers
+            if info.block == index
+        }
+
+    def forget(self) -> None:
+        """Give the memory back."""
+        self.model.weights.forget(self.parameters)
+        self.parameters = {}
+
+    def piece(self, place: Place) -> torch.Tensor:
+        part = self.parameter_piece(place)
+        return self.model.weights.read(place) if part is None else part
+
+    def parameter_piece(self, place: Place) -> torch.Tensor | None:
+        """The view of the loaded parameter, or None when the block was opened without weights."""
+        return place.of(self.parameters[place.parameter]) if place.parameter in self.parameters else None
+
+    # --- running ---------------------------------------------------------------------------------------------
+
+    def run(
+        self, tokens: np.ndarray, previous: Mapping[str, RawTensor] | None, on_site: OnSite | None = None
+    ) -> dict[str, torch.Tensor]:
+        return self.compute(tokens, take_up(previous, self.model.device), self._listener(on_site))
+
+    def compute(self, tokens: np.ndarray, previous: dict[str, torch.Tensor] | None, on_use=None) -> dict[str, torch.Tensor]:
+        runner = self.model.runner
+        assert runner is not None, "the block was opened without weights"
+        if on_use is None:
+            return runner.block(self.index, tokens, previous)
+        with Watch(self.parameters, on_use):
+            return runner.block(self.index, tokens, previous)
+
+    def _listener(self, on_site: OnSite | None):
+        """Call ``on_site`` once for each tensor that arrives at a site, however many layers it feeds."""
+        if on_site is None:
+            return None
+        last: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+        def on_use(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
+            site = self.model.found.site_of.get((use.parameter, use.expert))
+            if site is None or site not in self.sites:
+                return compute(x)
+            seen = last.get(site)
+            if seen is None or identity(seen[0]) != identity(x):
+                flat = x.reshape(-1, x.shape[-1])
+                replaced = on_site(site, flat)
+                seen = last[site] = (x, flat if replaced is None else replaced)
+            return compute(seen[1].reshape(x.shape))
+
+        return on_use
+
+    # --- transforms ------------------------------------------------------------------------------------------
+
+    def folds(self) -> Sequence[Fold]:
+        if self._probe is None:
+            return ()
+        tokens, previous = self._probe
+        return find_folds(self, tokens, take_up(previous, self.model.device))
+
+    def apply(self, transform: ChannelScale) -> tuple[ChannelScale, Callable[[], None]]:
+        return fold(self, transform)
+
+    def stored_dtype(self, parameter: str) -> str:
+        return self.model.checkpoint[self.model.naming.by_parameter[parameter][0].source].dtype
+
+    # --- writing ---------------------------------------------------------------------------------------------
+
+    def rest(self, quantized: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        found = self.model.found
+        weights = {place.source for name in quantized for place in found.places[name]}
+        for source, tensor in self.model.checkpoint.tensors.items():
+            if source in weights or source not in found.sources_in_blocks:
+                continue
+            places = self.model.naming.by_source.get(source, [])
+            if places and not all(p.parameter.startswith(self.prefix) for p in places):
+                continue
+            if not places and not self._opaque_here(source):
+                continue
+            if any(place.parameter in self.changed for place in places):
+                pieces = [self.piece(place) for place in places]
+                value = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+                yield source, to_raw(astype(value, tensor.dtype))
+            else:
+                yield source, tensor
+
+    def _opaque_here(self, source: str) -> bool:
+        return any(
+            target.startswith(self.prefix) and any(source in names for names in opaque.sources.values())
+            for target, opaque in self.model.naming.opaque.items()
+        )

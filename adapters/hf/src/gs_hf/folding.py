@@ -1,0 +1,312 @@
+"""Where a per-channel scale can be folded, found by trying.
+
+A producer's output channels are multiplied by powers of two, which floating point carries exactly. Where a site's
+channels come out multiplied by the same powers, the producer reaches it; where the block's output comes back to
+what it was once every such site is divided again, nothing else was reached. No name of a layer plays a part.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from gs_core import ChannelScale, Fold
+from gs_core.arrays import astype
+
+from gs_hf.naming import Place
+from gs_hf.watch import Use
+
+if TYPE_CHECKING:
+    from gs_hf.block import HFBlock
+
+TOKENS = 16
+TOLERANCE = 1e-4
+
+
+@dataclass
+class Seen:
+    """One probing run: what arrived at each site, and what the block returned."""
+
+    at: dict[str, torch.Tensor]
+    hidden: torch.Tensor
+
+
+class Prober:
+    """Runs a block on a few tokens with some tensors rescaled."""
+
+    def __init__(self, block: "HFBlock", tokens: np.ndarray, previous: dict[str, torch.Tensor] | None):
+        self.block = block
+        self.tokens = tokens[:1, :TOKENS]
+        self.previous = None
+        if previous is not None:
+            full = tokens.shape[:2]
+            cut = {n: v[:1, :TOKENS] if tuple(v.shape[:2]) == full else v for n, v in previous.items()}
+            self.previous = {n: v.clone() for n, v in cut.items()}
+        self.generator = torch.Generator().manual_seed(0)
+        self.base = self.run()
+
+    def bits(self, channels: int) -> torch.Tensor:
+        """Random ones and twos."""
+        scale = 1.0 + torch.randint(0, 2, (channels,), generator=self.generator).float()
+        scale[0], scale[-1] = 1.0, 2.0
+        return scale.to(self.block.model.device)
+
+    def run(
+        self,
+        rows: tuple[Place, torch.Tensor] | None = None,
+        restore: dict[str, torch.Tensor] | None = None,
+    ) -> Seen:
+        """``rows``: multiply these output rows of a product. ``restore``: divide what arrives at these sites."""
+        at: dict[str, torch.Tensor] = {}
+        restore = restore or {}
+
+        def on_use(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
+            site = self.block.model.found.site_of.get((use.parameter, use.expert))
+            if site is not None:
+                at.setdefault(site, x.reshape(-1, x.shape[-1]).clone())
+                if site in restore:
+                    x = x / restore[site]
+            y = compute(x)
+            if rows is not None and (use.parameter, use.expert) == (rows[0].parameter, rows[0].expert):
+                place, scale = rows
+                y = y.clone()
+                y[..., place.start : place.start + len(scale)] *= scale
+            return y
+
+        outputs = self.block.compute(self.tokens, self.previous, on_use)
+        return Seen(at, outputs["hidden"].clone())
+
+    def unchanged(self, seen: Seen) -> bool:
+        return _close(seen.hidden, self.base.hidden)
+
+
+def find_folds(block: "HFBlock", tokens: np.ndarray, previous: dict[str, torch.Tensor] | None) -> list[Fold]:
+    """Every place in the block where a scale disappears, norms first."""
+    prober = Prober(block, tokens, previous)
+    return [*_norm_folds(prober), *_layer_folds(prober)]
+
+
+# --- norms ---------------------------------------------------------------------------------------------------
+
+
+def _norm_folds(prober: Prober) -> list[Fold]:
+    block = prober.block
+    root = block.model.module.get_submodule(block.prefix.rstrip("."))
+    found = []
+    for name, module in root.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is None or weight.ndim != 1 or any(p.ndim > 1 for p in module.parameters()):
+            continue
+        full = block.prefix + name
+        sites = _norm_sites(prober, module, weight.shape[0])
+        if sites:
+            offset = _norm_offset(prober, module, weight)
+            if offset is not None:
+                block.norm_offsets[full] = offset
+                found.append(Fold(full, tuple(sites), int(weight.shape[0])))
+    return found
+
+
+def _norm_sites(prober: Prober, module: torch.nn.Module, channels: int) -> list[str]:
+    scale = prober.bits(channels)
+    handle = module.register_forward_hook(
+        lambda m, i, out: out * scale if isinstance(out, torch.Tensor) and out.shape[-1] == channels else None
+    )
+    restore: dict[str, torch.Tensor] = {}
+    try:
+        while True:
+            seen = prober.run(restore=restore)
+            new = [
+                site
+                for site, x in seen.at.items()
+                if site not in restore and _same_shape(x, prober.base.at.get(site)) and x.shape[-1] == channels
+                and _close(x, prober.base.at[site] * scale)
+            ]
+            if not new:
+                break
+            restore |= {site: scale for site in new}
+    finally:
+        handle.remove()
+    if not restore or not prober.unchanged(seen):
+        return []
+    return _with_unseen_experts(prober, list(restore))
+
+
+def _with_unseen_experts(prober: Prober, sites: list[str]) -> list[str]:
+    """Experts that no token of the probe reached are fed as those that one did."""
+    found = prober.block.model.found
+    parameters = {key[0] for site in sites for key in found.keys_at[site] if key[1] is not None}
+    patterns = {_pattern(site) for site in sites if _pattern(site) != site}
+    more = [
+        site
+        for site, keys in found.keys_at.items()
+        if site.startswith(prober.block.prefix) and (keys[0][0] in parameters or _pattern(site) in patterns)
+    ]
+    return list(dict.fromkeys([*sites, *more]))
+
+
+def _norm_offset(prober: Prober, module: torch.nn.Module, weight: torch.nn.Parameter) -> float | None:
+    """0 for a norm that multiplies by its weight, 1 for one that multiplies by 1 + weight, None for another."""
+    x = torch.randn(4, weight.shape[0], generator=prober.generator).to(weight.device)
+    kept = weight.data.clone()
+    bias = module._parameters.get("bias")
+    try:
+        for offset in (0.0, 1.0):
+            weight.data.fill_(-offset)
+            out = module(x)
+            if _close(out, torch.zeros_like(out) + (0 if bias is None else bias)):
+                return offset
+    except (TypeError, RuntimeError, AttributeError):
+        return None  # it wants more than one tensor: nothing that this can fold into
+    finally:
+        weight.data.copy_(kept)
+    return None
+
+
+# --- layers (value → o, up → down) ---------------------------------------------------------------------------
+
+
+def _layer_folds(prober: Prober) -> list[Fold]:
+    found: list[Fold] = []
+    tried: dict[str, list[tuple[str, np.ndarray | None]]] = {}
+    block = prober.block
+    for name, layer in block.layers.items():
+        places = block.model.found.places[name]
+        pattern = _pattern(name)
+        if len(places) != 1 or layer.site not in prober.base.at:
+            continue
+        if pattern not in tried:
+            tried[pattern] = _reached(prober, places[0], layer.shape[0], layer.site)
+            for site, index in tried[pattern]:
+                for like in (n for n in block.layers if _pattern(n) == pattern):
+                    target = _counterpart(name, like, site)
+                    if target in block.sites:
+                        found.append(Fold(like, (target,), block.layers[like].shape[0], index))
+    return found
+
+
+def _reached(prober: Prober, place: Place, channels: int, own_site: str) -> list[tuple[str, np.ndarray | None]]:
+    """The one site whose channels are this layer's output channels, with the channel behind each."""
+    scale = prober.bits(channels)
+    seen = prober.run(rows=(place, scale))
+    for site, x in seen.at.items():
+        base = prober.base.at.get(site)
+        if site == own_site or not _same_shape(x, base) or base is None or x.shape[-1] % channels:
+            continue
+        if x.shape[-1] == channels and _close(x, base * scale):
+            index = None
+        else:
+            index = _index(prober, place, channels, site, base)
+            if index is None:
+                continue
+        expanded = scale if index is None else scale[torch.from_numpy(index).to(scale.device)]
+        if prober.unchanged(prober.run(rows=(place, scale), restore={site: expanded})):
+            return [(site, index)]
+    return []
+
+
+def _index(prober: Prober, place: Place, channels: int, site: str, base: torch.Tensor) -> np.ndarray | None:
+    """Read each site channel's producer channel bit by bit: double the channels whose number has that bit."""
+    number = torch.arange(channels, device=base.device)
+    index = torch.zeros(base.shape[-1], dtype=torch.int64, device=base.device)
+    for bit in range(max(1, (channels - 1).bit_length())):
+        scale = 1.0 + ((number >> bit) & 1).float()
+        seen = prober.run(rows=(place, scale)).at.get(site)
+        if not _same_shape(seen, base) or seen is None:
+            return None
+        doubled = _columns_close(seen, 2 * base)
+        if not bool((doubled | _columns_close(seen, base)).all()):
+            return None
+        index |= doubled.to(torch.int64) << bit
+    # A channel that is zero on these tokens looks both doubled and not: nothing is known about it.
+    if bool((base.abs().amax(0) == 0).any()) or int(index.max()) >= channels:
+        return None
+    return index.cpu().numpy()
+
+
+def _pattern(name: str) -> str:
+    """A layer's name with the numbers of experts left open (the block's own number stays)."""
+    return re.sub(r"(?<=experts)\.\d+(?=\.)", ".*", name)
+
+
+def _counterpart(name: str, like: str, site: str) -> str:
+    """The site that is to ``like`` what ``site`` is to ``name``."""
+    mine, its = re.findall(r"(?<=experts)\.\d+(?=\.)", name), re.findall(r"(?<=experts)\.\d+(?=\.)", like)
+    for a, b in zip(mine, its, strict=True):
+        site = site.replace(f"experts{a}.", f"experts{b}.", 1)
+    return site
+
+
+def _same_shape(x: torch.Tensor | None, y: torch.Tensor | None) -> bool:
+    return x is not None and y is not None and x.shape == y.shape
+
+
+def _close(x: torch.Tensor, y: torch.Tensor) -> bool:
+    limit = TOLERANCE * float(y.abs().mean()) + 1e-12
+    return bool(torch.isfinite(x).all()) and float((x - y).abs().max()) <= limit + TOLERANCE * float(y.abs().max())
+
+
+def _columns_close(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (x - y).abs().amax(0) <= TOLERANCE * y.abs().amax(0)
+
+
+# --- applying ------------------------------------------------------------------------------------------------
+
+
+def fold(block: "HFBlock", transform: ChannelScale) -> tuple[ChannelScale, Callable[[], None]]:
+    """Divide the producer's output channels, multiply the consumers' input features; see ``gs_core.Block.apply``.
+
+    A norm's weight is rounded to the dtype it is stored in first, and the scale that this leaves is the one the
+    consumers get, so that nothing is lost when the norm is written.
+    """
+    scale = transform.scale.to(block.model.device, torch.float32)
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> torch.Tensor:
+        value = block.parameters[name]
+        kept.setdefault(name, value.clone())
+        return value
+
+    before = set(block.changed)
+    if transform.fold.producer in block.norm_offsets:
+        scale = _fold_norm(block, transform.fold.producer, scale, keep)
+    else:
+        _fold_layer(block, transform.fold.producer, scale, keep)
+    effective = ChannelScale(transform.fold, scale)
+    expanded = effective.fold.expand(scale)
+    for site in transform.fold.sites:
+        for parameter, expert in block.model.found.keys_at[site]:
+            value = keep(parameter)
+            (value if expert is None else value[expert]).mul_(expanded)
+    block.changed |= set(kept)
+
+    def undo() -> None:
+        for name, value in kept.items():
+            block.parameters[name].copy_(value)
+        block.changed.clear()
+        block.changed.update(before)
+
+    return effective, undo
+
+
+def _fold_norm(block: "HFBlock", norm: str, scale: torch.Tensor, keep: Callable[[str], torch.Tensor]) -> torch.Tensor:
+    offset, weight = block.norm_offsets[norm], keep(f"{norm}.weight")
+    wanted = (weight + offset) / scale
+    stored = astype(astype(wanted - offset, block.stored_dtype(f"{norm}.weight")), "float32")
+    usable = (stored + offset != 0) & (weight + offset != 0)
+    effective = torch.where(usable, (weight + offset) / torch.where(usable, stored + offset, 1.0), scale)
+    weight.copy_(torch.where(usable, stored, wanted - offset))
+    if f"{norm}.bias" in block.parameters:
+        keep(f"{norm}.bias").div_(effective)
+    return effective
+
+
+def _fold_layer(block: "HFBlock", layer: str, scale: torch.Tensor, keep: Callable[[str], torch.Tensor]) -> None:
+    (place,) = block.model.found.places[layer]
+    place.of(keep(place.parameter)).div_(scale[:, None])
+    bias = place.parameter.removesuffix("weight") + "bias"
+    if place.expert is None and place.parameter.endswith(".weight") and bias in block.parameters:
+        part = keep(bias)
+        (part if place.rows is None else part[place.start : place.start + len(scale)]).div_(scale)

@@ -1,0 +1,152 @@
+"""An opened transformers model."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gs_core import CalibrationError, CheckpointError, LayerInfo, Model, Site
+from gs_core.arrays import RawTensor
+from gs_core.interfaces import Batch
+from gs_core.storage import INDEX, Checkpoint, Tensor
+
+from gs_hf import topology
+from gs_hf.block import HFBlock
+from gs_hf.construct import find_blocks
+from gs_hf.layers import Layers
+from gs_hf.naming import name_places
+from gs_hf.running import Runner, take_up
+from gs_hf.weights import Weights
+
+NOT_CARRIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx", ".ckpt")
+LOGIT_BYTES = 256 * 2**20
+
+
+class HFModel(Model):
+    """See ``gs_core.Model``. The module's parameters are on the meta device but for the block being worked on."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        checkpoint: Checkpoint,
+        folder: Path,
+        config: dict[str, Any],
+        device: str,
+        name: str,
+    ):
+        self.name, self.folder, self.checkpoint, self.device = name, folder, checkpoint, device
+        self._config, self.module = config, module
+        try:
+            self.naming = name_places(module, {n: t.shape for n, t in checkpoint.tensors.items()})
+        except ValueError as error:
+            raise CheckpointError(f"{folder}: {error}") from None
+        self.weights = Weights(module, self.naming, checkpoint, device)
+        missing = self.weights.missing()
+        if missing:
+            raise CheckpointError(
+                f"{folder}: the checkpoint has no weights for {', '.join(missing[:3])}"
+                f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}; it is incomplete"
+            )
+        self._blocks = find_blocks(module)
+        seen = topology.observe(module)
+        self.found = Layers(module, self.naming, checkpoint, self._blocks, seen)
+        self.layers: list[LayerInfo] = self.found.infos
+        self.kept = self.found.kept
+        if not self.layers:
+            raise CheckpointError(f"{folder}: found no layer to quantize in {type(module).__name__}")
+        self.runner: Runner | None = None
+        self._current: HFBlock | None = None
+
+    @property
+    def blocks(self) -> Sequence[str]:
+        return self._blocks
+
+    def block(self, index: int, probe: Batch | None) -> HFBlock:
+        if self._current is not None:
+            self._current.forget()
+        if probe is not None and self.runner is None:
+            self._prepare()
+        self._current = HFBlock(self, index, probe)
+        return self._current
+
+    def _prepare(self) -> None:
+        """Make ready to run: buffers to the device, and the small things outside the blocks loaded."""
+        for owner in self.module.modules():
+            for name, buffer in owner._buffers.items():
+                if buffer is not None:
+                    owner._buffers[name] = buffer.to(self.device)
+        self.weights.load_outside(self._blocks)
+        self.runner = Runner(self.module, self._blocks, self.device)
+
+    def sites(self, index: int) -> dict[str, Site]:
+        return self.found.sites[index]
+
+    def rest(self) -> Iterator[tuple[str, Tensor]]:
+        inside = self.found.sources_in_blocks
+        yield from ((name, tensor) for name, tensor in self.checkpoint.tensors.items() if name not in inside)
+
+    def config(self) -> dict[str, Any]:
+        return dict(self._config)
+
+    def files(self) -> Sequence[Path]:
+        shards = {p.name for p in self.checkpoint.files} | {"config.json", INDEX, "gsq_report.json"}
+        return sorted(
+            p
+            for p in self.folder.iterdir()
+            if p.is_file() and p.name not in shards and not p.name.startswith(".") and p.suffix not in NOT_CARRIED
+            and not p.name.endswith(".index.json")
+        )
+
+    def nbytes(self) -> int:
+        return self.checkpoint.nbytes
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(json.dumps(self._config, sort_keys=True).encode())
+        for name, tensor in sorted(self.checkpoint.tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tensor.shape} {tensor.path.name} {tensor.offset}".encode())
+        for path in self.checkpoint.files:
+            status = path.stat()
+            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+        return digest.hexdigest()
+
+    def tokenize(self, text: str) -> np.ndarray:
+        from transformers import AutoTokenizer
+
+        if not hasattr(self, "_tokenizer"):
+            try:
+                self._tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+            except Exception as error:  # transformers' tokenizer loading has no family of errors
+                raise CalibrationError(
+                    f"{self.folder}: no tokenizer could be loaded ({type(error).__name__}); "
+                    "give token ids as a .npy file instead of text"
+                ) from None
+        return np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+
+    def vocabulary(self) -> int:
+        return int(self.module.get_input_embeddings().weight.shape[0])
+
+    def max_tokens(self) -> int | None:
+        config = getattr(self.module, "config", None)
+        limit = getattr(config.get_text_config(), "max_position_embeddings", None) if config else None
+        return int(limit) if isinstance(limit, int) and limit > 0 else None
+
+    def losses(self, tokens: np.ndarray, last: Mapping[str, RawTensor]) -> np.ndarray:
+        assert self.runner is not None
+        outputs = take_up(last, self.device)
+        assert outputs is not None
+        per_row = max(1, LOGIT_BYTES // (4 * self.vocabulary() * tokens.shape[1]))
+        found = []
+        for start in range(0, len(tokens), per_row):
+            part = {k: v[start : start + per_row] if k != "length" else v for k, v in outputs.items()}
+            rows = tokens[start : start + per_row]
+            logits = self.runner.head(rows, part).float()
+            targets = torch.from_numpy(rows[:, 1:].copy()).to(logits.device)
+            loss = F.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none")
+            found.append(loss.double().cpu().numpy().reshape(len(rows), -1))
+        return np.concatenate(found)
+
+

@@ -1,0 +1,78 @@
+"""From a folder or a live module to a ``Model``."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from gs_core import CheckpointError, Model
+from gs_core.storage import SINGLE, Checkpoint, write_safetensors
+
+from gs_hf.construct import from_config, parameters_on_meta
+from gs_hf.model import HFModel
+
+
+def open_folder(folder: Path, device: str, checkpoint: Checkpoint | None) -> Model:
+    """Build the module from ``config.json`` on the meta device. Raises ``CheckpointError``."""
+    config = read_config(folder)
+    try:
+        module = from_config(auto_config(folder))
+    except Exception as error:  # transformers' own checks of a stranger's file may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{folder}: transformers cannot build this model: {reason}") from error
+    return HFModel(module, checkpoint or Checkpoint(folder), folder, config, device, str(folder))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("not a JSON object")
+        return config
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
+
+
+def auto_config(folder: Path):
+    """The configuration object, without the quantization entry: weights arrive dequantized."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
+
+
+def open_module(live: torch.nn.Module, device: str) -> Model:
+    """A live module: its weights are written out first, then treated as any checkpoint's.
+
+    The copy makes a live model and its saved folder the same thing, name for name and byte for byte.
+    """
+    spill = tempfile.TemporaryDirectory(prefix="golden-stick-")
+    folder = Path(spill.name)
+    if hasattr(live, "save_pretrained"):
+        live.save_pretrained(folder)
+        model = open_folder(folder, device, None)
+    else:
+        state = {name: value.detach() for name, value in live.state_dict().items()}
+        write_safetensors(folder / SINGLE, state.items())
+        module = _structure(live)
+        model = HFModel(module, Checkpoint(folder), folder, {}, device, type(live).__name__)
+    model.keep_alive = spill  # type: ignore[attr-defined]
+    model.name = type(live).__name__
+    return model
+
+
+def _structure(live: torch.nn.Module) -> torch.nn.Module:
+    """The same module with every parameter on the meta device, sharing buffers with the live one."""
+    import copy
+
+    memo: dict[int, Any] = {}
+    for parameter in live.parameters():
+        meta = torch.nn.Parameter(torch.empty_like(parameter, device="meta", dtype=torch.float32), requires_grad=False)
+        memo[id(parameter)] = meta if parameter.is_floating_point() else parameter
+    with parameters_on_meta():
+        return copy.deepcopy(live, memo).eval()
+
+

@@ -1,0 +1,116 @@
+"""Running one block as the whole model would run it, with none of the other blocks in memory.
+
+The model's own forward is called from its start, so masks, positions and whatever a model does between blocks are
+exactly its own. Blocks before the wanted one answer with what the one before it is known to have returned; the
+wanted one computes; then the forward is abandoned.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from gs_core import CalibrationError
+from gs_core.arrays import RawTensor
+
+Outputs = dict[str, torch.Tensor]
+
+
+class Finished(BaseException):
+    """Thrown out of the model's forward when the wanted block has returned."""
+
+    def __init__(self, output: Any):
+        self.output = output
+
+
+class Runner:
+    """Calls ``module`` with some blocks standing still."""
+
+    def __init__(self, module: torch.nn.Module, blocks: list[str], device: str):
+        self.module, self.device = module, device
+        self.blocks = [module.get_submodule(name) for name in blocks]
+        self.whole = blocks == [""]
+
+    @torch.no_grad()
+    def block(self, index: int, tokens: np.ndarray, previous: Outputs | None) -> Outputs:
+        """What block ``index`` returns; see ``gs_core.Block.run``."""
+        if self.whole:
+            return {"hidden": _first_tensor(self._forward(tokens))}
+        answer = unflatten(previous) if previous is not None else None
+
+        def compute(number: int, call: Callable[[], Any]) -> Any:
+            if number < index and answer is not None:
+                return answer
+            raise Finished(call())
+
+        return flatten(self._call(tokens, compute))
+
+    @torch.no_grad()
+    def head(self, tokens: np.ndarray, last: Outputs) -> torch.Tensor:
+        """Logits, ``(batch, seq_len, vocabulary)``, from the last block's output."""
+        if self.whole:
+            return last["hidden"]
+        answer = unflatten(last)
+        return _first_tensor(self._call(tokens, lambda number, call: answer))
+
+    def _call(self, tokens: np.ndarray, compute: Callable[[int, Callable[[], Any]], Any]) -> Any:
+        for number, block in enumerate(self.blocks):
+            block.forward = _standing(block, number, compute)
+        try:
+            return self._forward(tokens)
+        except Finished as finished:
+            return finished.output
+        finally:
+            for block in self.blocks:
+                del block.forward
+
+    def _forward(self, tokens: np.ndarray) -> Any:
+        ids = torch.from_numpy(np.ascontiguousarray(tokens)).to(self.device)
+        try:
+            return self.module(ids, **({"use_cache": False} if hasattr(self.module, "config") else {}))
+        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError) as error:
+            raise CalibrationError(f"the model cannot be run block by block: {type(error).__name__}: {error}") from error
+
+
+def _standing(block: torch.nn.Module, number: int, compute: Callable[[int, Callable[[], Any]], Any]) -> Callable:
+    original = type(block).forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return compute(number, lambda: original(block, *args, **kwargs))
+
+    return forward
+
+
+def _first_tensor(output: Any) -> torch.Tensor:
+    if isinstance(output, torch.Tensor):
+        return output
+    return output.logits if hasattr(output, "logits") else output[0]
+
+
+def flatten(output: Any) -> Outputs:
+    """A block's answer as named tensors: ``hidden``, and for a tuple its length and its other tensors."""
+    if isinstance(output, torch.Tensor):
+        return {"hidden": output}
+    arrays = {"hidden": output[0], "length": torch.tensor([len(output)])}
+    arrays |= {str(i): item for i, item in enumerate(output) if i and isinstance(item, torch.Tensor)}
+    return arrays
+
+
+def unflatten(arrays: Outputs) -> Any:
+    """The inverse of ``flatten``; what was no tensor comes back as None."""
+    if "length" not in arrays:
+        return arrays["hidden"]
+    return (arrays["hidden"], *(arrays.get(str(i)) for i in range(1, int(arrays["length"]))))
+
+
+def to_torch(raw: RawTensor, device: str = "cpu") -> torch.Tensor:
+    """A tensor over the bytes of ``raw`` (shared on the CPU)."""
+    dtype = getattr(torch, raw.dtype)
+    if raw.nbytes == 0:
+        return torch.empty(raw.shape, dtype=dtype, device=device)
+    return torch.from_numpy(raw.data).view(dtype).reshape(raw.shape).to(device)
+
+
+def take_up(previous: Mapping[str, RawTensor] | None, device: str) -> Outputs | None:
+    """What was stored of the block before, as tensors."""
+    return None if previous is None else {name: to_torch(raw, device) for name, raw in previous.items()}

@@ -1,0 +1,155 @@
+"""The three calls: ``plan``, ``quantize``, ``evaluate``."""
+
+import hashlib
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import gs_schemas
+import numpy as np
+from gs_schemas import Recipe, SchemaError, unknown
+
+from gs_core import calibration, discovery, pipeline, report
+from gs_core import plan as planning
+from gs_core.errors import GoldenStickError, OutputError, PlanError
+from gs_core.interfaces import Adapter, Model
+from gs_core.journal import Journal
+from gs_core.plan import Plan
+from gs_core.report import Report
+
+Source = Any
+"""A checkpoint folder (``str`` or ``Path``), or a live model that an installed adapter handles."""
+
+
+def resolve_recipe(recipe: Recipe | str | Path) -> Recipe:
+    """A recipe object, a preset's name, or a YAML or JSON file. Raises ``PlanError``."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    try:
+        path = Path(recipe)
+        if path.suffix in (".yaml", ".yml", ".json") or path.is_file():
+            return Recipe.from_file(path)
+        if str(recipe) not in gs_schemas.RECIPES:
+            raise PlanError([unknown("recipe", str(recipe), gs_schemas.RECIPES) + " Or give a .yaml or .json file"])
+        return gs_schemas.recipe(str(recipe))
+    except SchemaError as error:
+        raise PlanError([f"{error.what}: {problem}" for problem in error.problems]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError([f"cannot read recipe {recipe}: {error}"]) from None
+
+
+def open_model(source: Source, device: str = "cpu", adapter: str | Adapter | None = None) -> tuple[str, Model]:
+    """Open a model with the adapter that takes it: its name, and the model. Raises ``PlanError``."""
+    if isinstance(source, str):
+        source = Path(source)
+    if isinstance(adapter, Adapter):
+        return type(adapter).__name__.lower(), adapter.open(source, device)
+    if adapter is not None:
+        return adapter, discovery.load("adapter", adapter)().open(source, device)
+    if isinstance(source, Path) and not source.is_dir():
+        raise PlanError([f"{source}: no such model folder"])
+    refusals = []
+    for name in discovery.installed("adapter"):
+        loaded = discovery.load("adapter", name)()
+        refusal = loaded.refuses(source) if isinstance(source, Path) else _refuses_object(loaded, source)
+        if refusal is None:
+            return name, loaded.open(source, device)
+        refusals.append(f"\n  {name}: {refusal}")
+    what = source if isinstance(source, Path) else type(source).__qualname__
+    raise PlanError([f"no installed adapter takes {what}:{''.join(refusals) or ' none is installed'}"])
+
+
+def _refuses_object(adapter: Adapter, model: Any) -> str | None:
+    names = {f"{c.__module__}.{c.__qualname__}" for c in type(model).__mro__}
+    return None if names & set(adapter.handles) else f"handles {', '.join(adapter.handles) or 'no live objects'}"
+
+
+def plan(
+    model: Source,
+    recipe: Recipe | str | Path,
+    *,
+    format: str | None = None,
+    device: str = "cpu",
+    adapter: str | Adapter | None = None,
+) -> Plan:
+    """What ``quantize`` would do, layer by layer, with reasons; reads no weights.
+
+    Raises ``PlanError`` with every problem when it cannot be done.
+    """
+    resolved = resolve_recipe(recipe)
+    if format is not None:
+        resolved = resolved.model_copy(update={"format": format})
+    name, opened = open_model(model, device, adapter)
+    return planning.make(resolved, opened, name, device)
+
+
+def quantize(
+    model: Source,
+    recipe: Recipe | str | Path,
+    output: str | Path,
+    *,
+    calibration_data: str | Path | np.ndarray | None = None,
+    samples: int | None = None,
+    seq_len: int | None = None,
+    format: str | None = None,
+    device: str = "cpu",
+    adapter: str | Adapter | None = None,
+    restart: bool = False,
+    plugins: Iterable[Any] = (),
+    progress: pipeline.Progress = lambda stage, block, blocks: None,
+) -> Report:
+    """Quantize a model into a folder that a serving engine loads.
+
+    model: a checkpoint folder or a live model. recipe: a preset's name, a file, or a ``Recipe``.
+    output: a folder that is empty or holds an unfinished run of the same recipe and model, which goes on.
+    calibration_data: see ``gs_core.calibration.load``; replaces the recipe's, as ``samples`` and ``seq_len`` do.
+    restart: throw away an earlier run of ours in ``output``. plugins: wrappers around every stage.
+
+    Raises a ``GoldenStickError`` whose message says what to do; blocks that were finished stay finished.
+    """
+    started = time.monotonic()
+    made = plan(model, recipe, format=format, device=device, adapter=adapter)
+    tokens = _tokens(made, calibration_data, samples, seq_len) if made.needs_data else None
+    journal = Journal(Path(output), _identity(made, tokens), restart)
+    try:
+        files = pipeline.run(made, journal, tokens, plugins, progress)
+        finished = report.write(made, journal, files, time.monotonic() - started)
+        journal.finish()
+    except OSError as error:
+        raise OutputError(f"writing to {output} failed: {error.strerror or error}") from None
+    finally:
+        journal.close()
+    return finished
+
+
+def _tokens(
+    made: Plan, data: str | Path | np.ndarray | None, samples: int | None, seq_len: int | None
+) -> np.ndarray:
+    asked = made.recipe.calibration
+    source = data if data is not None else asked.data
+    if source is None:
+        needing = [n for n, a in made.algorithms.items() if planning.implements(a, "observe")]
+        why = f"{', '.join(needing)} needs" if needing else "static activations need"
+        raise PlanError([f"{why} calibration data: pass --calibration PATH, or set calibration.data in the recipe"])
+    samples, seq_len = samples or asked.samples, seq_len or asked.seq_len
+    limit = made.model.max_tokens()
+    if limit is not None and seq_len > limit:
+        raise PlanError([f"calibration of {seq_len} tokens: the model takes at most {limit}; lower --seq-len"])
+    tokens = calibration.load(source, samples, seq_len, made.model.tokenize)
+    calibration.check(tokens, made.model.vocabulary())
+    return tokens
+
+
+def _identity(made: Plan, tokens: np.ndarray | None) -> dict[str, Any]:
+    """What must not change between a run and its continuation."""
+    return {
+        "recipe": made.recipe.model_dump(mode="json"),
+        "model": made.model.fingerprint(),
+        "calibration": None if tokens is None else hashlib.sha256(tokens.tobytes()).hexdigest(),
+        "plugins": dict(made.versions),
+        "device": made.device,
+    }
+
+
+__all__ = ["GoldenStickError", "open_model", "plan", "quantize", "resolve_recipe"]

@@ -1,0 +1,93 @@
+"""Arrays as they cross hooks: torch tensors where there is torch, NumPy arrays otherwise.
+
+Written against the Python array API, so this module imports no framework. What the standard has no word for
+(bfloat16 and float8 dtypes, raw bytes) is said here by dtype *names* (``"bfloat16"``), once.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+Array = Any
+"""A torch tensor or a NumPy array."""
+
+# safetensors' dtype names, and the names that torch and ml_dtypes share.
+SAFETENSORS_DTYPES = {
+    "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2),
+    "F8_E4M3": ("float8_e4m3fn", 1), "F8_E5M2": ("float8_e5m2", 1), "I64": ("int64", 8), "I32": ("int32", 4),
+    "I16": ("int16", 2), "I8": ("int8", 1), "U64": ("uint64", 8), "U32": ("uint32", 4), "U16": ("uint16", 2),
+    "U8": ("uint8", 1), "BOOL": ("bool", 1),
+}  # fmt: skip
+_SAFETENSORS_NAMES = {name: code for code, (name, _) in SAFETENSORS_DTYPES.items()}
+FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class RawTensor:
+    """A tensor as a file holds it: dtype name, shape, little-endian bytes (C order, uint8)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.data.nbytes)
+
+
+def namespace(x: Array):
+    """The array-API namespace of ``x`` (the algorithms' ``xp``)."""
+    return array_api_compat.array_namespace(x)
+
+
+def dtype_name(x: Array) -> str:
+    """``float32``, ``bfloat16``, … for either kind of array."""
+    return str(x.dtype).removeprefix("torch.")
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """NumPy's dtype of that name; bfloat16 and float8 come from ml_dtypes."""
+    if name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))
+    return np.dtype(name)
+
+
+def astype(x: Array, name: str) -> Array:
+    """``x`` in the dtype of that name, by round to nearest even."""
+    if dtype_name(x) == name:
+        return x
+    if array_api_compat.is_numpy_array(x):
+        return x.astype(numpy_dtype(name))
+    return x.to(getattr(array_api_compat.array_namespace(x), name))
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    """A NumPy array of the same numbers; bfloat16 as ml_dtypes' bfloat16. Shares memory where it can."""
+    if array_api_compat.is_numpy_array(x):
+        return x
+    x = x.detach().cpu().contiguous()
+    name = dtype_name(x)
+    if name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        xp = array_api_compat.array_namespace(x)
+        width = xp.uint8 if name.startswith("float8") else xp.int16
+        return x.view(width).numpy().view(numpy_dtype(name))
+    return x.numpy()
+
+
+def to_raw(x: Array) -> RawTensor:
+    """The bytes of ``x`` for a file."""
+    name, array = dtype_name(x), np.ascontiguousarray(to_numpy(x))
+    return RawTensor(name, tuple(int(n) for n in x.shape), array.reshape(-1).view(np.uint8))
+
+
+def from_raw(raw: RawTensor) -> np.ndarray:
+    """A NumPy view of the bytes of a file."""
+    return raw.data.view(numpy_dtype(raw.dtype)).reshape(raw.shape)
+
+
+def safetensors_name(dtype: str) -> str:
+    return _SAFETENSORS_NAMES[dtype]

@@ -1,0 +1,29 @@
+"""The one small family of exceptions. Each message says what was asked, what was found, and what to do."""
+
+
+class GoldenStickError(Exception):
+    """Anything a user can mend. The command line prints its message and nothing else."""
+
+
+class PlanError(GoldenStickError):
+    """What was asked cannot be done; found before a weight is read. ``problems`` holds one line each."""
+
+    def __init__(self, problems: list[str]):
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class PluginError(GoldenStickError):
+    """A plugin is missing, broken, claimed twice, or answers with something it may not."""
+
+
+class CheckpointError(GoldenStickError):
+    """A checkpoint on disk is damaged, hostile, or not a checkpoint."""
+
+
+class CalibrationError(GoldenStickError):
+    """Calibration data is missing, too short, or makes the model compute something that is not finite."""
+
+
+class OutputError(GoldenStickError):
+    """The output folder cannot be used, or writing to it failed. Finished blocks stay finished."""

@@ -1,0 +1,57 @@
+"""The five hooks of the line. Each is called on the plugin the recipe names, with wrappers around it.
+
+An implementation may leave out arguments it does not need. It must not give any of them a default.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pluggy
+from gs_schemas import QuantizationScheme
+
+from gs_core.arrays import Array
+from gs_core.interfaces import Accumulator, Block, Layer, Output, Site, StaticInput, Transform
+from gs_core.quantized import QuantizedTensor
+
+PROJECT = "golden_stick"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec(firstresult=True)
+def observe(site: Site, scheme: QuantizationScheme) -> Accumulator | None:
+    """Asked for each site before the block runs: what to collect there, or None.
+
+    ``scheme`` is that of the site's layers.
+    """
+
+
+@hookspec(firstresult=True)
+def smooth(block: Block, layers: Sequence[Layer], observed: Mapping[str, Any]) -> Sequence[Transform]:  # type: ignore[empty-body]
+    """Asked once for each block: transforms that leave the float function as it was.
+
+    ``observed`` holds the results of this plugin's own accumulators by site name; a site that no token reached
+    is missing from it.
+    """
+
+
+@hookspec(firstresult=True)
+def quantize(  # type: ignore[empty-body]
+    block: Block, layers: Sequence[Layer], observed: Mapping[str, Any]
+) -> Mapping[str, QuantizedTensor]:
+    """Asked once for each block: a quantized tensor for every one of ``layers``, by layer name."""
+
+
+@hookspec(firstresult=True)
+def pack(  # type: ignore[empty-body]
+    tensor: QuantizedTensor, inputs: StaticInput | None, layout: str
+) -> Mapping[str, Array]:
+    """Asked for each quantized tensor: named arrays as the file holds them (``weight_packed``, ``weight_scale``).
+
+    ``inputs`` are the parameters of the layer's statically quantized input, where its scheme has one.
+    """
+
+
+@hookspec(firstresult=True)
+def export(output: Output) -> Sequence[str]:  # type: ignore[empty-body]
+    """Asked for each block, once for what lies outside the blocks, and once at the end: names of files written."""

@@ -1,0 +1,373 @@
+"""What crosses a hook: sites, layers, blocks and models, and what plugins are made of.
+
+Shapes: a weight is always ``(out_features, in_features)``; an activation at a site is ``(tokens, features)``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from gs_schemas import QuantizationScheme, Strict
+
+from gs_core.arrays import Array, RawTensor, namespace
+from gs_core.quantized import QuantizedTensor
+from gs_core.storage import Checkpoint, Tensor
+
+# --- what a model is made of ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One weight that can be quantized, known before any weight is read.
+
+    ``name`` is the layer's full name as the checkpoint spells it, without ``.weight``; ``dtype`` is the name of
+    the dtype it is stored in.
+    """
+
+    name: str
+    block: int
+    shape: tuple[int, int]
+    site: str
+    dtype: str
+
+
+class Layer(ABC):
+    """A weight of a loaded block, in float32, as ``(out_features, in_features)``."""
+
+    def __init__(self, info: LayerInfo):
+        self.info = info
+        self.scheme = QuantizationScheme()
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.info.shape
+
+    @property
+    def site(self) -> str:
+        return self.info.site
+
+    @property
+    def dtype(self) -> str:
+        """The dtype name the checkpoint stores this weight in (scales follow it)."""
+        return self.info.dtype
+
+    @abstractmethod
+    def weight(self) -> Array:
+        """A float32 copy of the weight, the caller's to change."""
+
+    @abstractmethod
+    def set_weight(self, weight: Array) -> None:
+        """Make the block compute with this weight from now on."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One activation tensor and the layers it feeds."""
+
+    name: str
+    features: int
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A place where a per-channel scale disappears: dividing a producer's output channels by ``s`` scales the
+    listed sites, all of them, by ``1/s[index]``.
+
+    producer: the norm or layer whose parameters absorb the division.
+    sites: every site the producer reaches.
+    channels: how many scales are free.
+    index: int ``(features,)``, the producer channel behind each site channel (``None``: one to one). With
+        grouped-query attention several site channels share one.
+    """
+
+    producer: str
+    sites: tuple[str, ...]
+    channels: int
+    index: np.ndarray | None = None
+
+    def expand(self, scale: Array) -> Array:
+        """``(channels,)`` to ``(features,)``."""
+        if self.index is None:
+            return scale
+        xp = namespace(scale)
+        return xp.take(scale, xp.asarray(self.index), axis=0)
+
+    def reduce_max(self, arrays: Sequence[Array]) -> Array:
+        """The largest of several ``(features,)`` arrays for each free channel, ``(channels,)``."""
+        xp = namespace(arrays[0])
+        largest = arrays[0]
+        for array in arrays[1:]:
+            largest = xp.maximum(largest, array)
+        if self.index is None:
+            return largest
+        order = xp.asarray(np.argsort(self.index, kind="stable"))
+        return xp.max(xp.reshape(xp.take(largest, order, axis=0), (self.channels, -1)), axis=1)
+
+
+@dataclass(frozen=True)
+class ChannelScale:
+    """A transform: activations of ``fold.sites`` are divided by ``scale``, weights multiplied. ``(channels,)``."""
+
+    fold: Fold
+    scale: Array
+
+
+Transform = ChannelScale
+Batch = tuple[np.ndarray, "Mapping[str, RawTensor] | None"]
+"""Token ids, int64 ``(batch, seq_len)``, and what the block before returned for them (None for the first)."""
+OnSite = Callable[[str, Array], "Array | None"]
+"""Called with a site's name and its activation; what it returns, unless None, takes the activation's place."""
+
+
+class Block(ABC):
+    """A decoder block: loaded, calibrated, quantized, written and forgotten.
+
+    ``layers`` and ``sites`` are by name, in the order of execution.
+    """
+
+    name: str
+    index: int
+    layers: dict[str, Layer]
+    sites: dict[str, Site]
+
+    @abstractmethod
+    def run(
+        self, tokens: np.ndarray, previous: Mapping[str, RawTensor] | None, on_site: OnSite | None = None
+    ) -> dict[str, Array]:
+        """Compute the block on one batch.
+
+        tokens: int64 ``(batch, seq_len)``. previous: what the block before returned for the same batch
+        (``None`` for the first). Returns named arrays that ``run`` of the next block understands; ``hidden`` is
+        the residual stream, ``(batch, seq_len, hidden)``.
+        """
+
+    def folds(self) -> Sequence[Fold]:
+        """Where scales can be folded, found by watching the block run. Empty when it was opened not to run."""
+        return ()
+
+    def apply(self, transform: Transform) -> tuple[Transform, Callable[[], None]]:
+        """Rewrite producer and consumers in place; returns the transform that was really applied (a producer's
+        stored dtype may round it) and what takes it back. Raises ``ValueError`` when the producer cannot."""
+        raise ValueError(f"{self.name}: this adapter folds no transforms")
+
+    @abstractmethod
+    def rest(self, quantized: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of the block by checkpoint name, in the source's dtype, but the weights of the layers
+        named in ``quantized``: norms, biases, and the weights of layers that stay in floating point."""
+
+
+class Model(ABC):
+    """An opened model: what it is made of, block by block, and what lies outside the blocks."""
+
+    name: str
+    layers: list[LayerInfo]
+    kept: dict[str, str]
+    """Modules that could be mistaken for layers but stay in floating point: name, and why."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[str]:
+        """Names of the decoder blocks in order."""
+
+    @abstractmethod
+    def block(self, index: int, probe: Batch | None) -> Block:
+        """Load one block. ``probe`` is a batch to try things on; None says that the block will never run, so
+        each weight is read only when asked for."""
+
+    @abstractmethod
+    def rest(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor outside the blocks, by checkpoint name, to be streamed from file to file."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The content of config.json."""
+
+    @abstractmethod
+    def files(self) -> Sequence[Path]:
+        """The other files of the source folder that an engine wants beside the weights."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes when the weights or the configuration do."""
+
+    @abstractmethod
+    def tokenize(self, text: str) -> np.ndarray:
+        """Token ids, int64 ``(n,)``, without special tokens. Raises ``CalibrationError`` without a tokenizer."""
+
+    @abstractmethod
+    def vocabulary(self) -> int:
+        """How many token ids there are."""
+
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of all weights of the source."""
+
+    def max_tokens(self) -> int | None:
+        """The longest sequence the model accepts, or ``None`` when it does not say."""
+        return None
+
+    @abstractmethod
+    def losses(self, tokens: np.ndarray, last: Mapping[str, RawTensor]) -> np.ndarray:
+        """Next-token cross entropy in nats, float64 ``(batch, seq_len - 1)``, from the last block's output."""
+
+
+@dataclass(frozen=True)
+class StaticInput:
+    """Parameters of a statically quantized activation, one element each: the scale in the dtype it is stored in,
+    the zero point in float32."""
+
+    scale: Array
+    zero_point: Array | None = None
+
+
+@dataclass(frozen=True)
+class LayerNumbers:
+    """How a layer of a quantized checkpoint is to be computed."""
+
+    scheme: QuantizationScheme
+    inputs: StaticInput | None = None
+
+
+# --- what plugins are made of --------------------------------------------------------------------------------
+
+
+class Accumulator(ABC):
+    """Collects one statistic of one site over the batches."""
+
+    @abstractmethod
+    def update(self, x: Array) -> None:
+        """Take in ``(tokens, features)`` in float32."""
+
+    @abstractmethod
+    def result(self) -> Any:
+        """What the plugin that made it finds under the site's name in ``observed``."""
+
+    def rescale(self, scale: Array) -> bool:
+        """Make it as if every ``x`` had been ``x / scale``, ``(features,)``. False when only a second look at
+        the data can tell."""
+        return False
+
+
+class Adapter(ABC):
+    """Speaks one framework. Importing the class must not import the framework."""
+
+    handles: ClassVar[tuple[str, ...]] = ()
+    """Dotted names of the live objects it takes, matched along their classes' MRO."""
+
+    @abstractmethod
+    def refuses(self, folder: Path) -> str | None:
+        """Why this folder is not for this adapter, or ``None``. Reads no weights."""
+
+    @abstractmethod
+    def open(self, source: Any, device: str, checkpoint: Checkpoint | None = None) -> Model:
+        """Open a folder (``Path``) or a live object. ``checkpoint`` replaces the folder's own tensors (a quantized
+        folder is opened with its weights dequantized). Raises ``CheckpointError``."""
+
+
+class Algorithm:
+    """A stage plugin: implements some of ``observe``, ``smooth`` and ``quantize`` with ``@hookimpl``.
+
+    ``Options`` is validated against the recipe before anything runs; the instance keeps it in ``options``.
+    """
+
+    Options: ClassVar[type[Strict]] = Strict
+
+    def __init__(self, options: Any = None):
+        self.options = options if options is not None else self.Options()
+
+    def unsupported(self, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:
+        """Why it cannot treat this layer so, or ``None``. Asked while planning."""
+        return None
+
+
+@dataclass(frozen=True)
+class Output:
+    """The folder being written, and the part of it that is due.
+
+    ``part`` counts from 0 to ``parts - 1``: the blocks in order, then what lies outside them; after that,
+    ``tensors`` is empty and ``final`` is set.
+    """
+
+    folder: Path
+    part: int
+    parts: int
+    tensors: Sequence[tuple[str, Tensor]] = ()
+    final: "Finished | None" = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What is known when every shard is on disk."""
+
+    config: dict[str, Any]
+    schemes: Mapping[str, QuantizationScheme]
+    """Scheme of every quantized layer by name."""
+    kept: Sequence[str]
+    """Names of the modules with a weight matrix that stayed in floating point."""
+    files: Sequence[Path]
+    shards: Mapping[str, Mapping[str, int]]
+    """File name → tensor name → bytes."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What algorithms decided that a reader must know (``act_order``)."""
+
+
+class CheckpointFormat:
+    """A stage plugin that implements ``pack`` and ``export`` with ``@hookimpl``, and can read back what it wrote."""
+
+    quant_method: ClassVar[str] = ""
+    """The ``quant_method`` of the ``quantization_config`` it reads."""
+
+    def unsupported(self, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:
+        """Why it cannot hold this layer so, or ``None``. Asked while planning."""
+        return None
+
+    def layout(self, scheme: QuantizationScheme) -> str:
+        """The name of the layout that ``pack`` is asked for (``pack-quantized``)."""
+        return self.quant_method
+
+    def conflicts(self, layers: Mapping[str, QuantizationScheme | None]) -> list[str]:
+        """What cannot stand together in one checkpoint. Asked while planning."""
+        return []
+
+    def read(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[Checkpoint, dict[str, LayerNumbers]]:
+        """A checkpoint of this format as a floating-point one, and the numbers of each quantized layer.
+
+        config: the folder's config.json. Each packed layer becomes a ``.weight`` that is dequantized when it is
+        read. Raises ``CheckpointError`` for what it does not understand.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be read back")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a kernel."""
+
+    scheme: QuantizationScheme
+    shape: tuple[int, int]
+    device: str
+
+
+class Kernel(ABC):
+    """One operation on one device: ``x @ weight.T`` for a packed quantized weight."""
+
+    priority: ClassVar[int] = 0
+
+    @abstractmethod
+    def unsupported(self, request: Request) -> str | None:
+        """Why it cannot serve the request, or ``None``."""
+
+    @abstractmethod
+    def pack(self, tensor: QuantizedTensor, scheme: QuantizationScheme) -> Any:
+        """The weight in the layout this kernel reads. ``scheme.inputs`` must be dynamic or ``None``."""
+
+    @abstractmethod
+    def linear(self, x: Array, packed: Any) -> Array:
+        """``(..., in_features)`` to ``(..., out_features)``."""

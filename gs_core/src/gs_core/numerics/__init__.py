@@ -1,0 +1,32 @@
+"""Number formats as arithmetic: ranges, codes, and back. Written over the array API, once for all frameworks."""
+
+from gs_core.numerics.activations import fake_quantize
+from gs_core.numerics.groups import join, objection, split
+from gs_core.numerics.integer import (
+    code_dtype,
+    decode,
+    dequantize,
+    encode,
+    quantize_with,
+    scale_dtype,
+    scale_from_range,
+)
+from gs_core.numerics.observers import minmax, mse_fraction, quantize_weight, weight_params
+
+__all__ = [
+    "code_dtype",
+    "decode",
+    "dequantize",
+    "encode",
+    "fake_quantize",
+    "join",
+    "minmax",
+    "mse_fraction",
+    "objection",
+    "quantize_weight",
+    "quantize_with",
+    "scale_dtype",
+    "scale_from_range",
+    "split",
+    "weight_params",
+]

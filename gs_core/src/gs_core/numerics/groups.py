@@ -1,0 +1,58 @@
+"""What shares a scale, as a shape: every granularity becomes ``(rows, groups, elements)``.
+
+A scale then always has the shape ``(rows, groups)``, and ranges, rounding and error are each written once.
+"""
+
+from gs_schemas import QuantizationArgs
+
+from gs_core.arrays import Array, namespace
+
+
+def split(x: Array, args: QuantizationArgs) -> Array:
+    """``(out, in)`` as ``(rows, groups, elements)``. Raises ``ValueError`` when a group does not divide."""
+    xp = namespace(x)
+    rows, columns = x.shape
+    match args.granularity:
+        case "tensor":
+            return xp.reshape(x, (1, 1, rows * columns))
+        case "channel" | "token" | "head":
+            return xp.reshape(x, (rows, 1, columns))
+        case "group":
+            _divides(columns, args.group_size or 0, "in_features", "group_size")
+            return xp.reshape(x, (rows, columns // args.group_size, args.group_size))
+        case "block":
+            height, width = args.block_size or (0, 0)
+            _divides(rows, height, "out_features", "block height")
+            _divides(columns, width, "in_features", "block width")
+            tiles = xp.reshape(x, (rows // height, height, columns // width, width))
+            return xp.reshape(
+                xp.permute_dims(tiles, (0, 2, 1, 3)), (rows // height, columns // width, height * width)
+            )
+
+
+def join(groups: Array, shape: tuple[int, int], args: QuantizationArgs) -> Array:
+    """The inverse of ``split``."""
+    xp = namespace(groups)
+    if args.granularity == "block":
+        height, width = args.block_size or (0, 0)
+        tiles = xp.reshape(groups, (shape[0] // height, shape[1] // width, height, width))
+        groups = xp.permute_dims(tiles, (0, 2, 1, 3))
+    return xp.reshape(groups, shape)
+
+
+def objection(shape: tuple[int, int], args: QuantizationArgs) -> str | None:
+    """Why a weight of this shape cannot have this granularity, or ``None``."""
+    out_features, in_features = shape
+    if args.granularity == "group" and args.group_size and in_features % args.group_size:
+        fitting = [g for g in (32, 64, 96, 128, 256) if in_features % g == 0] or [in_features]
+        return f"group_size {args.group_size} does not divide in_features {in_features}; dividing: {fitting}"
+    if args.granularity == "block" and args.block_size:
+        height, width = args.block_size
+        if out_features % height or in_features % width:
+            return f"block_size {args.block_size} does not divide the shape {shape}"
+    return None
+
+
+def _divides(size: int, part: int, what: str, name: str) -> None:
+    if part <= 0 or size % part:
+        raise ValueError(f"{name} {part} does not divide {what} {size}")

@@ -1,0 +1,68 @@
+"""How a range is chosen from values: keep them all, or accept clipping a few for a finer step.
+
+Inputs are shaped by ``groups.split``: ``(rows, groups, elements)``; ranges come back as ``(rows, groups)``.
+"""
+
+from gs_schemas import QuantizationArgs
+
+from gs_core.arrays import Array, astype, namespace
+from gs_core.numerics import groups
+from gs_core.numerics.integer import decode, encode, quantize_with, scale_dtype, scale_from_range
+from gs_core.quantized import QuantizedTensor
+
+STEPS, SMALLEST = 80, 0.2
+"""The MSE search tries this many fractions of the full range, down to the smallest one."""
+
+
+def minmax(values: Array) -> tuple[Array, Array]:
+    """Smallest and largest value of each group."""
+    xp = namespace(values)
+    return xp.min(values, axis=-1), xp.max(values, axis=-1)
+
+
+def mse_fraction(values: Array, args: QuantizationArgs, dtype: str, importance: Array | None = None) -> Array:
+    """The fraction of the full range that minimises the (weighted) squared rounding error of each group.
+
+    ``importance`` broadcasts against ``values`` (the diagonal of a Hessian, for one). A grid search: the error
+    is not convex in the fraction.
+    """
+    xp = namespace(values)
+    low, high = minmax(values)
+    best_error = xp.full_like(low, float("inf"))
+    best = xp.ones_like(low)
+    for step in range(STEPS):
+        fraction = 1.0 - step * (1.0 - SMALLEST) / STEPS
+        scale, zero_point = scale_from_range(low * fraction, high * fraction, args, dtype)
+        wide = xp.expand_dims(astype(scale, "float32"), axis=-1)
+        zero = None if zero_point is None else xp.expand_dims(zero_point, axis=-1)
+        error = values - decode(encode(values, wide, zero, args), wide, zero)
+        error = error * error if importance is None else error * error * importance
+        total = xp.sum(error, axis=-1)
+        better = total < best_error
+        best_error = xp.where(better, total, best_error)
+        best = xp.where(better, xp.full_like(best, fraction), best)
+    return best
+
+
+def weight_params(
+    weight: Array, args: QuantizationArgs, model_dtype: str, importance: Array | None = None
+) -> tuple[Array, Array | None]:
+    """Scale and zero point ``(rows, groups)`` for a weight ``(out, in)``, by ``args.observer``.
+
+    ``importance``: ``(in,)``, how much an error in each input feature matters; used by ``mse`` alone.
+    """
+    xp = namespace(weight)
+    values = groups.split(weight, args)
+    dtype = scale_dtype(args, model_dtype)
+    low, high = minmax(values)
+    if args.observer == "mse":
+        if importance is not None:
+            importance = groups.split(xp.broadcast_to(importance, weight.shape), args)
+        fraction = mse_fraction(values, args, dtype, importance)
+        low, high = low * fraction, high * fraction
+    return scale_from_range(low, high, args, dtype)
+
+
+def quantize_weight(weight: Array, args: QuantizationArgs, model_dtype: str) -> QuantizedTensor:
+    """Round a weight ``(out, in)`` to nearest under scales chosen by ``args.observer``."""
+    return quantize_with(weight, *weight_params(weight, args, model_dtype), args)

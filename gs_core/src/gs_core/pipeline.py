@@ -1,0 +1,261 @@
+"""The line: for each block observe, smooth, quantize, pack, export; recorded, then forgotten."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gs_schemas import QuantizationScheme
+
+from gs_core import calibration, numerics
+from gs_core.arrays import RawTensor, namespace
+from gs_core.errors import CheckpointError
+from gs_core.interfaces import Block, Finished, Layer, Output, StaticInput, Transform
+from gs_core.journal import Activations, Journal
+from gs_core.plan import Plan, Row
+from gs_core.quantized import QuantizedTensor
+from gs_core.stages import Stages, implements
+from gs_core.storage import StoredTensor, Tensor, read_header
+from gs_core.watching import Watch, channel_error, fake_quantizer, relative_error
+
+SHARD_BYTES = 5 * 10**9
+# A transform is kept when the channels of the block's output change by less than this on average, in float32.
+PROOF_TOLERANCE = 1e-3
+
+Progress = Callable[[str, int, int], None]
+"""Told the stage, the index of the block it works on, and how many there are."""
+
+
+@dataclass
+class Outcome:
+    """What happened to one block."""
+
+    packed: list[tuple[str, Tensor]] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def run(
+    plan: Plan,
+    journal: Journal,
+    tokens: np.ndarray | None,
+    wrappers: Iterable[Any] = (),
+    progress: Progress = lambda stage, block, blocks: None,
+) -> list[str]:
+    """Carry out a plan, from the first block that the journal does not hold.
+
+    tokens: int64 ``(samples, seq_len)``, or ``None`` when the plan needs no data. ``wrappers`` are plugins with
+    ``@hookimpl(wrapper=True)`` methods, called around every stage. Returns the files written at the end.
+    """
+    stages = Stages({**plan.algorithms, plan.recipe.format: plan.format}, wrappers)
+    batches = [] if tokens is None else calibration.batches(tokens)
+    blocks = len(plan.model.blocks)
+    outside = _shards(plan.model.rest())
+    parts = blocks + len(outside)
+    for index in range(len(journal.records), blocks):
+        started = time.monotonic()
+        line = _Line(plan, stages, journal, batches, index, progress)
+        outcome = line.run()
+        progress("export", index, blocks)
+        files = stages.export(plan.recipe.format, Output(journal.out, index, parts, outcome.packed))
+        _record(journal, index, files, outcome, time.monotonic() - started)
+        if index:
+            Activations(journal, index - 1).discard()
+    for part in range(max(blocks, len(journal.records)), parts):
+        progress("export", blocks, blocks)
+        files = stages.export(plan.recipe.format, Output(journal.out, part, parts, outside[part - blocks]))
+        _record(journal, part, files, Outcome(), 0.0)
+    return stages.export(plan.recipe.format, Output(journal.out, parts, parts, final=_finished(plan, journal)))
+
+
+class _Line:
+    """One block on its way."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        stages: Stages,
+        journal: Journal,
+        batches: Sequence[np.ndarray],
+        index: int,
+        progress: Progress,
+    ):
+        self.plan, self.stages, self.journal, self.batches, self.index = plan, stages, journal, batches, index
+        self.rows: dict[str, Row] = {r.layer.name: r for r in plan.rows if r.layer.block == index}
+        self.outcome = Outcome()
+        self._progress = progress
+
+    def _stage(self, name: str) -> None:
+        self._progress(name, self.index, len(self.plan.model.blocks))
+
+    def _data(self) -> Iterator[tuple[np.ndarray, Mapping[str, RawTensor] | None]]:
+        before = Activations(self.journal, self.index - 1) if self.index else None
+        for number, tokens in enumerate(self.batches):
+            yield tokens, before.read(number) if before else None
+
+    def run(self) -> Outcome:
+        self._stage("load")
+        block = self.plan.model.block(self.index, next(self._data(), None))
+        quantizing = []
+        for name, row in self.rows.items():
+            if row.scheme is not None:
+                layer = block.layers[name]
+                layer.scheme = row.scheme
+                quantizing.append(layer)
+        for layer in quantizing:
+            _check_weight(layer)
+        watch = Watch(self.stages, block, self.rows, self._data, len(self.batches))
+        if self.batches:
+            self._stage("observe")
+            watch.run()
+            self._smooth(block, quantizing, watch)
+        static = {name: site.static_input() for name, site in watch.sites.items()}
+        self._quantize(block, quantizing, watch, static)
+        if self.batches and self.index + 1 < len(self.plan.model.blocks):
+            self._stage("propagate")
+            self._propagate(block, static)
+        self.outcome.packed += block.rest({layer.name for layer in quantizing})
+        return self.outcome
+
+    def _algorithms(self, hook: str) -> list[str]:
+        named = [n for row in self.rows.values() for n in row.algorithms]
+        return [n for n in self.plan.algorithms if n in named and implements(self.plan.algorithms[n], hook)]
+
+    def _smooth(self, block: Block, layers: Sequence[Layer], watch: Watch) -> None:
+        for name in self._algorithms("smooth"):
+            self._stage("smooth")
+            mine = [layer for layer in layers if name in self.rows[layer.name].algorithms]
+            transforms = self.stages.smooth(name, block, mine, watch.observed(name))
+            if not transforms:
+                self.outcome.notes.append(f"{block.name}: {name} found nowhere to fold a scale")
+            for transform in transforms:
+                applied = self._apply(block, transform)
+                if isinstance(applied, str):
+                    where = f"{transform.fold.producer} → {', '.join(transform.fold.sites[:3])}"
+                    self.outcome.notes.append(f"{block.name}: {name} at {where} was dropped: {applied}")
+                else:
+                    watch.rescale(applied)
+
+    def _apply(self, block: Block, transform: Transform) -> Transform | str:
+        """Apply a transform if the float block still computes the same; otherwise say why not."""
+        tokens, previous = next(self._data())
+        before = block.run(tokens, previous)["hidden"]
+        try:
+            applied, undo = block.apply(transform)
+        except ValueError as error:
+            return str(error)
+        after = block.run(tokens, previous)["hidden"]
+        error = channel_error(before, after)
+        if error <= PROOF_TOLERANCE:
+            return applied
+        undo()
+        return f"the float block changes by {error:.1e}, over {PROOF_TOLERANCE:.0e}"
+
+    def _quantize(
+        self, block: Block, layers: Sequence[Layer], watch: Watch, static: Mapping[str, StaticInput | None]
+    ) -> None:
+        for name in self._algorithms("quantize"):
+            mine = [layer for layer in layers if self.rows[layer.name].quantizer == name]
+            if not mine:
+                continue
+            self._stage("quantize")
+            tensors = self.stages.quantize(name, block, mine, watch.observed(name))
+            self._stage("pack")
+            for layer in mine:
+                self._pack(layer, tensors[layer.name], watch, static.get(layer.site))
+
+    def _pack(
+        self, layer: Layer, tensor: QuantizedTensor, watch: Watch, static: StaticInput | None
+    ) -> None:
+        rounded = numerics.dequantize(tensor)
+        site = watch.sites.get(layer.site)
+        unseen = bool(self.batches) and (site is None or not site.tokens)
+        if site is None or not site.tokens:
+            error, of = relative_error(layer.weight(), rounded), "weight"
+        else:
+            x = site.sample.result()
+            seen = fake_quantizer({layer.site: (layer.scheme, static)})(layer.site, x)
+            error, of = relative_error(x @ layer.weight().T, (x if seen is None else seen) @ rounded.T), "output"
+        if unseen:
+            self.outcome.notes.append(f"{layer.name}: no calibration token reached it; quantized from its weight alone")
+        layer.set_weight(rounded)
+        if layer.scheme.inputs is None or layer.scheme.inputs.dynamic:
+            static = None
+        elif static is None:
+            raise CheckpointError(
+                f"{layer.name}: its scheme has static activations, but no calibration token reached it; "
+                "give more or other calibration data, or an override with dynamic activations"
+            )
+        layout = self.plan.format.layout(layer.scheme)
+        arrays = self.stages.pack(self.plan.recipe.format, tensor, static, layout)
+        self.outcome.packed += [(f"{layer.name}.{suffix}", array) for suffix, array in arrays.items()]
+        self.outcome.layers.append(
+            {
+                "layer": layer.name,
+                "shape": list(layer.shape),
+                "scheme": layer.scheme.describe(),
+                "algorithms": list(self.rows[layer.name].algorithms),
+                "error": float(f"{error:.4g}"),
+                "error_of": of,
+                "tokens": site.tokens if site else 0,
+            }
+        )
+
+    def _propagate(self, block: Block, static: Mapping[str, StaticInput | None]) -> None:
+        quantized: dict[str, tuple[QuantizationScheme, StaticInput | None]] = {}
+        for site in block.sites.values():
+            schemes = [self.rows[name].scheme for name in site.layers]
+            # A site that feeds layers of different activation schemes stays float here: only one of them differs.
+            if schemes[0] and all(s and s.inputs == schemes[0].inputs for s in schemes):
+                quantized[site.name] = (schemes[0], static.get(site.name))
+        after = Activations(self.journal, self.index)
+        for number, (tokens, previous) in enumerate(self._data()):
+            after.write(number, block.run(tokens, previous, fake_quantizer(quantized)))
+
+
+def _check_weight(layer: Layer) -> None:
+    weight = layer.weight()
+    xp = namespace(weight)
+    if not bool(xp.all(xp.isfinite(weight))):
+        raise CheckpointError(f"{layer.name}: the weight holds NaN or infinity; the source is damaged")
+
+
+def _shards(tensors: Iterable[tuple[str, Tensor]]) -> list[list[tuple[str, Tensor]]]:
+    """Cut what lies outside the blocks into shards of at most ``SHARD_BYTES`` (a larger tensor has its own)."""
+    shards: list[list[tuple[str, Tensor]]] = []
+    room = 0
+    for name, tensor in tensors:
+        nbytes = tensor.nbytes if isinstance(tensor, RawTensor | StoredTensor) else 0
+        if not shards or nbytes > room:
+            shards.append([])
+            room = SHARD_BYTES
+        shards[-1].append((name, tensor))
+        room -= nbytes
+    return shards
+
+
+def _record(journal: Journal, part: int, files: Sequence[str], outcome: Outcome, seconds: float) -> None:
+    journal.record(
+        {
+            "part": part,
+            "files": {name: (journal.out / name).stat().st_size for name in files},
+            "layers": outcome.layers,
+            "notes": outcome.notes,
+            "seconds": round(seconds, 3),
+        }
+    )
+
+
+def _finished(plan: Plan, journal: Journal) -> Finished:
+    shards = {
+        name: {n: t.nbytes for n, t in read_header(journal.out / name).items()}
+        for record in journal.records
+        for name in record["files"]
+        if name.endswith(".safetensors")
+    }
+    schemes = {row.layer.name: row.scheme for row in plan.rows if row.scheme is not None}
+    kept = [row.layer.name for row in plan.rows if row.scheme is None] + list(plan.model.kept)
+    options = {name: algorithm.options.model_dump(mode="json") for name, algorithm in plan.algorithms.items()}
+    return Finished(plan.model.config(), schemes, kept, plan.model.files(), shards, options)

@@ -1,0 +1,57 @@
+"""What happened: totals, every layer, the worst ones. Written beside the weights, and printed by the command."""
+
+import resource
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gs_core.journal import REPORT, Journal
+from gs_core.plan import Plan
+from gs_core.storage import write_json
+
+
+@dataclass(frozen=True)
+class Report:
+    """The content of ``gsq_report.json``; ``data`` is plain."""
+
+    out: Path
+    data: dict[str, Any]
+
+    @property
+    def layers(self) -> list[dict[str, Any]]:
+        return self.data["layers"]
+
+    def worst(self, count: int = 5) -> list[dict[str, Any]]:
+        """The layers with the largest relative squared error, worst first."""
+        return sorted(self.layers, key=lambda row: -row["error"])[:count]
+
+
+def peak_memory() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def write(plan: Plan, journal: Journal, files: list[str], seconds: float) -> Report:
+    """Assemble the report and write it. Everything but ``run`` is the same for the same input."""
+    layers = [row for record in journal.records for row in record["layers"]]
+    weights = {f: s for record in journal.records for f, s in record["files"].items()}
+    data = {
+        "recipe": plan.recipe.model_dump(mode="json", exclude_defaults=True),
+        "model": plan.model.name,
+        "plugins": dict(plan.versions),
+        "bytes_before": plan.model.nbytes(),
+        "bytes_after": sum(weights.values()),
+        "schemes": dict(Counter(row["scheme"] for row in layers)),
+        "kept_in_float": [row for row in plan.table() if row["scheme"] == "float"],
+        "layers": layers,
+        "notes": [*plan.warnings, *(note for record in journal.records for note in record["notes"])],
+        "files": sorted({*weights, *files, REPORT}),
+        "run": {
+            "seconds": round(sum(record["seconds"] for record in journal.records), 3),
+            "seconds_of_this_process": round(seconds, 3),
+            "peak_memory_bytes": peak_memory(),
+        },
+    }
+    write_json(journal.out / REPORT, data)
+    return Report(journal.out, data)

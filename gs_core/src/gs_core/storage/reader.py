@@ -1,0 +1,192 @@
+"""Reading safetensors checkpoints one tensor at a time, trusting nothing that a file says.
+
+Our own reader because memory is the point: a tensor is read (never mapped) into a buffer that dies with it, so
+the resident size does not grow with the checkpoint; and every offset is checked before a byte is believed.
+Format: https://github.com/huggingface/safetensors (8-byte little-endian header length, JSON header, data).
+"""
+
+import copy
+import json
+import math
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gs_core.arrays import SAFETENSORS_DTYPES, RawTensor
+from gs_core.errors import CheckpointError
+
+HEADER_LIMIT = 100_000_000
+CHUNK = 16 * 2**20
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: read all of it, or stream its bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    nbytes: int
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The bytes in pieces of ``CHUNK``. Raises ``CheckpointError`` when the file ends early."""
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self.offset)
+            left = self.nbytes
+            while left:
+                piece = file.read(min(CHUNK, left))
+                if not piece:
+                    raise CheckpointError(f"{self.path}: ended while reading '{self.name}'; copy the file again")
+                left -= len(piece)
+                yield memoryview(piece)
+
+    def read(self) -> RawTensor:
+        """The whole tensor in memory of its own."""
+        data = np.empty(self.nbytes, np.uint8)
+        filled = 0
+        for piece in self.chunks():
+            data[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
+            filled += len(piece)
+        return RawTensor(self.dtype, self.shape, data)
+
+
+@dataclass(frozen=True)
+class DerivedTensor:
+    """A tensor that is computed when it is asked for: a dequantized weight among stored ones."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    make: Callable[[], RawTensor]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * next(size for name, size in SAFETENSORS_DTYPES.values() if name == self.dtype)
+
+    def chunks(self) -> Iterator[memoryview]:
+        yield self.read().data.data
+
+    def read(self) -> RawTensor:
+        return self.make()
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file, in file order. Raises ``CheckpointError`` for a damaged one."""
+    try:
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or length > min(HEADER_LIMIT, size - 8):
+                raise CheckpointError(f"{path}: not a safetensors file, or cut short ({size} bytes)")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise CheckpointError(f"{path}: the header is not JSON; the file is damaged") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the header is not a JSON object; the file is damaged")
+    header.pop("__metadata__", None)
+    tensors = [_entry(path, 8 + length, size, name, value) for name, value in header.items()]
+    tensors.sort(key=lambda t: t.offset)
+    for before, after in zip(tensors, tensors[1:], strict=False):
+        if before.offset + before.nbytes > after.offset:
+            raise CheckpointError(f"{path}: '{before.name}' and '{after.name}' overlap; the file is damaged")
+    return {t.name: t for t in tensors}
+
+
+def _entry(path: Path, base: int, size: int, name: str, value) -> StoredTensor:
+    try:
+        dtype, itemsize = SAFETENSORS_DTYPES[value["dtype"]]
+        shape = tuple(value["shape"])
+        begin, end = value["data_offsets"]
+        whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path}: cannot understand the entry of '{name}': {value!r:.200}") from None
+    if not whole or end - begin != math.prod(shape) * itemsize:
+        raise CheckpointError(f"{path}: '{name}' says shape {shape} {dtype} but holds {end - begin} bytes")
+    if base + end > size:
+        raise CheckpointError(
+            f"{path}: cut short: '{name}' ends at byte {base + end}, the file has {size}. Copy it again"
+        )
+    return StoredTensor(name, dtype, shape, path, base + begin, end - begin)
+
+
+class Checkpoint:
+    """The tensors of a checkpoint folder by name, over however many shards. Reads headers only."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.files = _shards(self.folder)
+        self.tensors: dict[str, StoredTensor | DerivedTensor] = {}
+        for file in self.files:
+            for name, tensor in read_header(file).items():
+                if name in self.tensors:
+                    raise CheckpointError(f"{file}: '{name}' is in another shard too")
+                self.tensors[name] = tensor
+        _check_index(self.folder, self.tensors)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def replacing(self, removed: Collection[str], added: Mapping[str, DerivedTensor]) -> "Checkpoint":
+        """The same checkpoint with some tensors left out and others computed."""
+        view = copy.copy(self)
+        view.tensors = {n: t for n, t in self.tensors.items() if n not in removed} | dict(added)
+        return view
+
+    def __getitem__(self, name: str) -> StoredTensor | DerivedTensor:
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{self.folder}: no tensor named '{name}' in the checkpoint") from None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.tensors.values())
+
+
+def _shards(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    if (folder / INDEX).is_file():
+        files = sorted(set(_weight_map(folder).values()))
+        missing = [name for name in files if not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(f"{folder}: {INDEX} names {missing[0]}, which is not there")
+        return [folder / name for name in files]
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    files = sorted(p.name for p in folder.glob("*.safetensors"))
+    if files:
+        return [folder / name for name in files]
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+    hint = f"; {pickles[0]} is a pickle, which is never loaded: save the model as safetensors" if pickles else ""
+    raise CheckpointError(f"{folder}: no *.safetensors file{hint}")
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    path = folder / INDEX
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        pairs = {str(k): v for k, v in weight_map.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{path}: not an index of shards (no readable 'weight_map')") from None
+    for name, file in pairs.items():
+        # A shard is a plain file name. Anything else could read from, or later write to, somewhere else.
+        if not isinstance(file, str) or file != os.path.basename(file) or file in ("", ".", ".."):
+            raise CheckpointError(f"{path}: '{name}' points outside the folder: {file!r}")
+    return pairs
+
+
+def _check_index(folder: Path, tensors: Collection[str]) -> None:
+    if (folder / INDEX).is_file():
+        missing = [name for name in _weight_map(folder) if name not in tensors]
+        if missing:
+            raise CheckpointError(f"{folder}: {INDEX} names '{missing[0]}', which no shard holds")

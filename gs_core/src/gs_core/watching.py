@@ -1,0 +1,166 @@
+"""Observing a block: one pass over the calibration data while every observer of every site listens."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gs_schemas import QuantizationScheme
+
+from gs_core import numerics
+from gs_core.arrays import Array, astype, namespace
+from gs_core.errors import CalibrationError
+from gs_core.interfaces import Accumulator, Batch, Block, ChannelScale, OnSite, Site, StaticInput
+from gs_core.observers import Range, Sample, static_input
+from gs_core.plan import Row, static_inputs
+from gs_core.stages import Stages, implements
+
+Batches = Callable[[], Iterable[Batch]]
+"""The calibration data from its start."""
+
+
+@dataclass
+class SiteWatch:
+    """Everything that listens at one site."""
+
+    site: Site
+    scheme: QuantizationScheme
+    by_algorithm: dict[str, Accumulator]
+    sample: Sample
+    range: Range | None
+    dtype: str
+    tokens: int = 0
+
+    def accumulators(self) -> list[Accumulator]:
+        return [*self.by_algorithm.values(), self.sample, *([self.range] if self.range else [])]
+
+    def static_input(self) -> StaticInput | None:
+        """Parameters of the site's static quantization; None for dynamic or float, or when nothing arrived."""
+        args = self.scheme.inputs
+        if self.range is None or args is None or not self.tokens:
+            return None
+        dtype = numerics.scale_dtype(args, self.dtype)
+        return static_input(self.range.result(), self.sample.result(), args, dtype)
+
+
+@dataclass
+class Watch:
+    """The listeners of one block, by site."""
+
+    stages: Stages
+    block: Block
+    rows: Mapping[str, Row]
+    batches: Batches
+    count: int
+    sites: dict[str, SiteWatch] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Listen everywhere, for one pass."""
+        self.sites = {
+            site.name: watch for site in self.block.sites.values() if (watch := self._listeners(site)) is not None
+        }
+        self._pass(self.sites)
+
+    def _listeners(self, site: Site) -> SiteWatch | None:
+        rows = [row for name in site.layers if (row := self.rows[name]).scheme is not None]
+        if not rows:
+            return None
+        chosen: dict[str, QuantizationScheme] = {}
+        for row in rows:
+            for name in row.algorithms:
+                if implements(self.stages.plugins[name], "observe") and row.scheme:
+                    chosen.setdefault(name, row.scheme)
+        asked = {name: self.stages.observe(name, site, scheme) for name, scheme in chosen.items()}
+        static = [row.scheme for row in rows if static_inputs(row.scheme)]
+        scheme = static[0] if static else rows[0].scheme
+        assert scheme is not None
+        return SiteWatch(
+            site,
+            scheme,
+            {name: accumulator for name, accumulator in asked.items() if accumulator is not None},
+            Sample(self.count),
+            Range() if static else None,
+            rows[0].layer.dtype,
+        )
+
+    def _pass(self, sites: Mapping[str, SiteWatch]) -> None:
+        def listen(name: str, x: Array) -> None:
+            watch = sites.get(name)
+            if watch is None or x.shape[0] == 0:
+                return
+            check_finite(x, f"{self.block.name}: the activation entering {', '.join(watch.site.layers)}")
+            watch.tokens += int(x.shape[0])
+            for accumulator in watch.accumulators():
+                accumulator.update(x)
+
+        for tokens, previous in self.batches():
+            self.block.run(tokens, previous, listen)
+
+    def observed(self, algorithm: str) -> dict[str, Any]:
+        """What one algorithm's own accumulators found, by site; sites that no token reached are missing."""
+        return {
+            name: watch.by_algorithm[algorithm].result()
+            for name, watch in self.sites.items()
+            if algorithm in watch.by_algorithm and watch.tokens
+        }
+
+    def rescale(self, transform: ChannelScale) -> None:
+        """Account for a transform that was applied: rescale what was observed, or observe it again."""
+        scale = transform.fold.expand(transform.scale)
+        again = {}
+        for name in transform.fold.sites:
+            watch = self.sites.get(name)
+            if watch is None or not watch.tokens:
+                continue
+            if not all([accumulator.rescale(scale) for accumulator in watch.accumulators()]):
+                fresh = self._listeners(watch.site)
+                assert fresh is not None
+                again[name] = self.sites[name] = fresh
+        if again:
+            self._pass(again)
+
+
+def fake_quantizer(sites: Mapping[str, tuple[QuantizationScheme, StaticInput | None]]) -> OnSite:
+    """An ``on_site`` that makes activations what an engine would see; ``sites`` by name."""
+
+    def replace(name: str, x: Array) -> Array | None:
+        scheme, static = sites.get(name, (None, None))
+        if scheme is None or scheme.inputs is None:
+            return None
+        if scheme.inputs.dynamic:
+            return numerics.fake_quantize(x, scheme.inputs)
+        if static is None:
+            return None
+        return numerics.fake_quantize(x, scheme.inputs, static.scale, static.zero_point)
+
+    return replace
+
+
+def check_finite(x: Array, what: str) -> None:
+    """Raise ``CalibrationError`` when ``x`` holds NaN or infinity."""
+    xp = namespace(x)
+    if not bool(xp.all(xp.isfinite(x))):
+        raise CalibrationError(
+            f"{what} is not finite. Either a weight of the source is damaged or the model overflows on this data"
+        )
+
+
+def relative_error(wanted: Array, got: Array) -> float:
+    """Squared error relative to the squares of ``wanted``, accumulated in float32."""
+    xp = namespace(wanted)
+    wanted, difference = astype(wanted, "float32"), astype(got, "float32") - astype(wanted, "float32")
+    power = float(xp.sum(wanted * wanted))
+    return float(xp.sum(difference * difference)) / power if power else 0.0
+
+
+def channel_error(wanted: Array, got: Array) -> float:
+    """Root-mean-square error of each channel relative to its own magnitude, averaged over channels.
+
+    Relative to the whole, a few huge channels of the residual stream would hide an error in all the others.
+    """
+    xp = namespace(wanted)
+    axes = tuple(range(wanted.ndim - 1))
+    wanted, difference = astype(wanted, "float32"), astype(got, "float32") - astype(wanted, "float32")
+    power = xp.mean(wanted * wanted, axis=axes)
+    error = xp.mean(difference * difference, axis=axes)
+    ratio = xp.where(power > 0, error / xp.where(power > 0, power, xp.ones_like(power)), xp.zeros_like(power))
+    return float(xp.mean(xp.sqrt(ratio)))

@@ -1,0 +1,10 @@
+"""GPTQ: round one input feature after another, and let the ones still to come make up for the error.
+
+Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
+https://arxiv.org/abs/2210.17323.
+"""
+
+from gs_gptq.plugin import GPTQ, Hessian, Options
+from gs_gptq.solver import factor, solve
+
+__all__ = ["GPTQ", "Hessian", "Options", "factor", "solve"]

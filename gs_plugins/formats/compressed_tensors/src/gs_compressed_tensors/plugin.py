@@ -1,0 +1,190 @@
+"""The format as a stage plugin: pack a tensor, write a shard for each block, finish the folder, read one back."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from gs_core import (
+    Array,
+    CheckpointError,
+    CheckpointFormat,
+    Finished,
+    LayerInfo,
+    Output,
+    QuantizationScheme,
+    QuantizedTensor,
+    StaticInput,
+    hookimpl,
+    numerics,
+)
+from gs_core.arrays import from_raw, to_numpy, to_raw
+from gs_core.interfaces import LayerNumbers
+from gs_core.storage import INDEX, Checkpoint, DerivedTensor, copy_file, write_json, write_safetensors
+
+from gs_compressed_tensors.config import INTEGER, METHOD, PACKED, layout, scheme_of, to_config
+from gs_compressed_tensors.packing import WIDTHS, pack_rows, unpack_rows
+
+
+class CompressedTensors(CheckpointFormat):
+    """``pack-quantized`` for weight-only integers, ``int-quantized`` for int8 weights and activations."""
+
+    quant_method = METHOD
+
+    def unsupported(self, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:
+        weights, inputs = scheme.weights, scheme.inputs
+        assert weights is not None
+        if weights.number.kind != "int" or weights.scale_format != "model":
+            return f"compressed_tensors here holds signed integers with scales in the model's dtype, not {weights.format}"
+        if weights.granularity not in ("tensor", "channel", "group"):
+            return f"compressed_tensors here holds scales per tensor, channel or group, not per {weights.granularity}"
+        if inputs is None:
+            if weights.bits not in WIDTHS:
+                return f"int{weights.bits} words differ between versions of compressed-tensors; use int2, int4 or int8"
+            if weights.granularity == "tensor":
+                return "pack-quantized weights need scales per channel or group, not per tensor"
+            return None
+        if weights.bits != 8 or inputs.format != "int8":
+            return f"int-quantized holds int8 weights and activations, not {weights.format} and {inputs.format}"
+        if weights.granularity == "group":
+            return "engines multiply int8 by int8 with scales per channel or tensor, not per group"
+        if inputs.granularity != ("token" if inputs.dynamic else "tensor"):
+            return "int8 activations are dynamic per token or static per tensor"
+        if not weights.symmetric:
+            return "int8 products need symmetric weights"
+        return None
+
+    def layout(self, scheme: QuantizationScheme) -> str:
+        return layout(scheme)
+
+    def conflicts(self, layers: Mapping[str, QuantizationScheme | None]) -> list[str]:
+        """Engines fuse the projections of one module that share an input (q, k, v; gate, up): one scheme each."""
+        fused = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
+        found = []
+        for layer, scheme in layers.items():
+            parent, _, leaf = layer.rpartition(".")
+            for family in fused:
+                if leaf not in family:
+                    continue
+                for other in sorted(family - {leaf}):
+                    sibling = f"{parent}.{other}"
+                    if sibling in layers and layers[sibling] != scheme and layer < sibling:
+                        mine, its = (s.describe() if s else "float" for s in (scheme, layers[sibling]))
+                        found.append(
+                            f"{layer} is {mine} and {sibling} is {its}: engines fuse them into one product; "
+                            "give both the same scheme"
+                        )
+        return found
+
+    @hookimpl
+    def pack(self, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str) -> dict[str, Array]:
+        codes, bits = to_numpy(tensor.codes), tensor.args.bits
+        arrays: dict[str, Array] = {}
+        if layout == PACKED:
+            arrays["weight_packed"] = pack_rows(codes, bits)
+            arrays["weight_scale"] = tensor.scale
+            arrays["weight_shape"] = np.array(tensor.shape, np.int64)
+            if tensor.zero_point is not None:
+                zero_point = np.ascontiguousarray(to_numpy(tensor.zero_point).T)
+                arrays["weight_zero_point"] = np.ascontiguousarray(pack_rows(zero_point, bits).T)
+            if tensor.group_index is not None:
+                arrays["weight_g_idx"] = tensor.group_index
+        else:
+            arrays["weight"] = codes
+            per_tensor = tensor.args.granularity == "tensor"
+            arrays["weight_scale"] = tensor.scale.reshape(1) if per_tensor else tensor.scale
+        if inputs is not None:
+            arrays["input_scale"] = inputs.scale
+            if inputs.zero_point is not None:
+                arrays["input_zero_point"] = to_numpy(inputs.zero_point).astype(np.int8)
+        return arrays
+
+    @hookimpl
+    def export(self, output: Output) -> Sequence[str]:
+        if output.final is not None:
+            return self._finish(output, output.final)
+        name = f"model-{output.part + 1:05d}-of-{output.parts:05d}.safetensors"
+        write_safetensors(output.folder / name, output.tensors)
+        return [name]
+
+    def _finish(self, output: Output, final: Finished) -> list[str]:
+        weight_map = {tensor: file for file, tensors in final.shards.items() for tensor in tensors}
+        total = sum(size for tensors in final.shards.values() for size in tensors.values())
+        write_json(output.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        ordered = any(name.endswith(".weight_g_idx") for name in weight_map)
+        config = final.config | {"quantization_config": to_config(final.schemes, final.kept, ordered)}
+        write_json(output.folder / "config.json", config)
+        for file in final.files:
+            copy_file(file, output.folder / file.name)
+        return [INDEX, "config.json", *(file.name for file in final.files)]
+
+    def read(
+        self, checkpoint: Checkpoint, config: Mapping[str, Any]
+    ) -> tuple[Checkpoint, dict[str, LayerNumbers]]:
+        quantization = config["quantization_config"]
+        numbers: dict[str, LayerNumbers] = {}
+        removed: set[str] = set()
+        added: dict[str, DerivedTensor] = {}
+        for name in checkpoint.tensors:
+            layer, _, suffix = name.rpartition(".")
+            if suffix != "weight_scale":
+                continue
+            scheme = scheme_of(quantization, layer)
+            if scheme is None or scheme.weights is None:
+                raise CheckpointError(f"{layer} has a scale, but quantization_config gives it no scheme")
+            weight = _stored(checkpoint, layer, scheme)
+            removed |= {f"{layer}.{s}" for s in _SUFFIXES if f"{layer}.{s}" in checkpoint}
+            added[weight.name] = weight
+            numbers[layer] = LayerNumbers(scheme, _static_input(checkpoint, layer))
+        return checkpoint.replacing(removed, added), numbers
+
+
+_SUFFIXES = (
+    "weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx",
+    "input_scale", "input_zero_point",
+)  # fmt: skip
+
+
+def _stored(checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme) -> DerivedTensor:
+    """The layer's weight, dequantized when read, in float32."""
+    plain = f"{layer}.weight" in checkpoint
+    if plain:
+        rows, columns = checkpoint[f"{layer}.weight"].shape
+    else:
+        rows, columns = (int(n) for n in _array(checkpoint, f"{layer}.weight_shape"))
+
+    def make():
+        return to_raw(numerics.dequantize(_tensor(checkpoint, layer, scheme, (rows, columns))))
+
+    return DerivedTensor(f"{layer}.weight", "float32", (rows, columns), make)
+
+
+def _tensor(
+    checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme, shape: tuple[int, int]
+) -> QuantizedTensor:
+    args = scheme.weights
+    assert args is not None
+    scale = _array(checkpoint, f"{layer}.weight_scale")
+    zero_point = group_index = None
+    if layout(scheme) == INTEGER:
+        codes = _array(checkpoint, f"{layer}.weight")
+    else:
+        codes = unpack_rows(_array(checkpoint, f"{layer}.weight_packed"), args.bits, shape[1])
+        if not args.symmetric:
+            packed = np.ascontiguousarray(_array(checkpoint, f"{layer}.weight_zero_point").T)
+            zero_point = np.ascontiguousarray(unpack_rows(packed, args.bits, shape[0]).T)
+        if f"{layer}.weight_g_idx" in checkpoint:
+            group_index = _array(checkpoint, f"{layer}.weight_g_idx")
+    return QuantizedTensor(codes, scale.reshape(-1, 1) if scale.ndim == 1 else scale, zero_point, args, group_index)
+
+
+def _static_input(checkpoint: Checkpoint, layer: str) -> StaticInput | None:
+    if f"{layer}.input_scale" not in checkpoint:
+        return None
+    zero_point = None
+    if f"{layer}.input_zero_point" in checkpoint:
+        zero_point = _array(checkpoint, f"{layer}.input_zero_point").astype(np.float32).reshape(1)
+    return StaticInput(_array(checkpoint, f"{layer}.input_scale").astype(np.float32).reshape(1), zero_point)
+
+
+def _array(checkpoint: Checkpoint, name: str) -> np.ndarray:
+    return from_raw(checkpoint[name].read())

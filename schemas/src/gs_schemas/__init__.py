@@ -1,0 +1,28 @@
+"""Recipes, schemes, number formats and presets of Golden Stick: pydantic models, no framework."""
+
+from gs_schemas.errors import SchemaError, did_you_mean, unknown, validate
+from gs_schemas.numbers import NUMBER_FORMATS, NumberFormat
+from gs_schemas.presets import RECIPES, SCHEMES, recipe
+from gs_schemas.recipe import AlgorithmSpec, Calibration, Override, Recipe, load_yaml, matches
+from gs_schemas.scheme import QuantizationArgs, QuantizationScheme, Strict
+
+__all__ = [
+    "NUMBER_FORMATS",
+    "RECIPES",
+    "SCHEMES",
+    "AlgorithmSpec",
+    "Calibration",
+    "NumberFormat",
+    "Override",
+    "QuantizationArgs",
+    "QuantizationScheme",
+    "Recipe",
+    "SchemaError",
+    "Strict",
+    "did_you_mean",
+    "load_yaml",
+    "matches",
+    "recipe",
+    "unknown",
+    "validate",
+]

@@ -1,0 +1,172 @@
+"""Recipes: what the user asks for."""
+
+import json
+import re
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from gs_schemas.errors import SchemaError, unknown, validate
+from gs_schemas.scheme import QuantizationScheme, Strict
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a full layer name fits a pattern: a shell glob, or a regular expression after ``re:``.
+
+    A glob must cover the whole name; a regular expression is anchored at its start (``re.match``).
+    """
+    if pattern.startswith("re:"):
+        return re.match(pattern[3:], name) is not None
+    return fnmatchcase(name, pattern)
+
+
+def _checked_pattern(pattern: str) -> str:
+    if pattern.startswith("re:"):
+        try:
+            re.compile(pattern[3:])
+        except re.error as error:
+            raise ValueError(f"'{pattern}' is not a regular expression: {error}") from None
+    return pattern
+
+
+Pattern = Annotated[str, Field(min_length=1), BeforeValidator(lambda p: _checked_pattern(p) if isinstance(p, str) else p)]
+
+
+def _scheme_by_name(value: Any) -> Any:
+    if isinstance(value, str):
+        from gs_schemas.presets import SCHEMES
+
+        if value not in SCHEMES:
+            raise ValueError(unknown("scheme", value, SCHEMES))
+        return SCHEMES[value]
+    return value
+
+
+SchemeOrName = Annotated[QuantizationScheme, BeforeValidator(_scheme_by_name, json_schema_input_type=QuantizationScheme | str)]
+
+
+class AlgorithmSpec(Strict):
+    """One algorithm: its entry-point name and its options, which the plugin itself validates.
+
+    Also read from ``gptq`` (no options) and ``{gptq: {damping: 0.05}}``.
+    """
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+def _algorithm_shorthand(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and "name" not in value and len(value) == 1:
+        ((name, options),) = value.items()
+        return {"name": name, "options": options or {}}
+    return value
+
+
+Algorithm = Annotated[
+    AlgorithmSpec,
+    BeforeValidator(_algorithm_shorthand, json_schema_input_type=AlgorithmSpec | str | dict[str, dict[str, Any]]),
+]
+
+
+class Override(Strict):
+    """Another scheme (``null``: stay in floating point) for the layers whose full names match."""
+
+    match: Pattern
+    scheme: SchemeOrName | None
+    algorithms: list[Algorithm] | None = None
+
+
+class Calibration(Strict):
+    """The tokens that activations are observed on: ``samples`` sequences of ``seq_len`` tokens.
+
+    ``data`` is a text file, a ``.jsonl`` file, a ``.npy`` token array, or a folder of text files.
+    """
+
+    data: str | None = None
+    samples: int = Field(128, gt=0)
+    seq_len: int = Field(512, gt=1)
+
+
+class Recipe(Strict):
+    """An ordered list of algorithms, a scheme, exceptions by layer, calibration, a checkpoint format.
+
+    ``ignore`` keeps layers in floating point and wins over ``overrides``, which are tried in order: the first
+    that matches a layer decides. Both match full layer names (see ``matches``).
+    """
+
+    name: str | None = None
+    scheme: SchemeOrName
+    algorithms: list[Algorithm] = Field(min_length=1)
+    ignore: list[Pattern] = ["lm_head"]
+    overrides: list[Override] = []
+    calibration: Calibration = Calibration()
+    format: str = "compressed_tensors"
+
+    @field_validator("algorithms")
+    @classmethod
+    def _once_each(cls, algorithms: list[AlgorithmSpec]) -> list[AlgorithmSpec]:
+        names = [a.name for a in algorithms]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"'{twice[0]}' stands in the list twice; give it once, with its options")
+        return algorithms
+
+    @model_validator(mode="after")
+    def _one_option_set_per_algorithm(self) -> Self:
+        options: dict[str, dict[str, Any]] = {}
+        for spec in [*self.algorithms, *(a for o in self.overrides for a in o.algorithms or [])]:
+            if options.setdefault(spec.name, spec.options) != spec.options:
+                raise ValueError(f"overrides give '{spec.name}' other options than the recipe; one set per run")
+        return self
+
+    def rule_for(self, layer: str) -> tuple[QuantizationScheme | None, list[AlgorithmSpec], str]:
+        """Scheme (``None``: float), algorithms and the reason, for a full layer name."""
+        for pattern in self.ignore:
+            if matches(pattern, layer):
+                return None, [], f"ignore '{pattern}'"
+        for override in self.overrides:
+            if matches(override.match, layer):
+                algorithms = self.algorithms if override.algorithms is None else override.algorithms
+                return override.scheme, algorithms if override.scheme else [], f"override '{override.match}'"
+        return self.scheme, self.algorithms, "recipe"
+
+    @classmethod
+    def parse(cls, data: Any, source: str = "recipe") -> Self:
+        """Validate a mapping. Raises ``SchemaError`` with one line per problem."""
+        if not isinstance(data, dict):
+            raise SchemaError(source, [f"expected a mapping of fields, got {type(data).__name__}"])
+        return validate(cls, data, source)
+
+    @classmethod
+    def from_text(cls, text: str, source: str = "recipe") -> Self:
+        """Read YAML or JSON (which is YAML)."""
+        return cls.parse(load_yaml(text, source), source)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Read a ``.yaml``, ``.yml`` or ``.json`` file."""
+        return cls.from_text(Path(path).read_text(encoding="utf-8"), str(path))
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=2)
+
+    def to_yaml(self) -> str:
+        """Fields at their defaults are left out; reading it back gives an equal recipe."""
+        import yaml
+
+        data = json.loads(self.model_dump_json(exclude_defaults=True))
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def load_yaml(text: str, source: str) -> Any:
+    """Parse YAML safely. Raises ``SchemaError`` naming line and column."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SchemaError(source, [" ".join(str(error).split())]) from None

@@ -1,0 +1,107 @@
+"""Virtual environments for tests that need heavy packages of their own: made once, kept in a cache.
+
+    python tests/lanes/environments.py vllm        prints that lane's interpreter
+
+A lane is a requirements file beside this one; a line `# uninstall: A B` in it names packages to remove after
+the install. The environment is made anew when the file or the Python installation changes.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+class EnvironmentFailed(RuntimeError):
+    """The environment could not be made; the message ends with the last lines of pip's output."""
+
+
+def python_of(name: str) -> Path:
+    """The interpreter of lane `name`, whose environment is made first if it is missing."""
+    requirements = HERE / f"{name}.txt"
+    if not requirements.is_file():
+        raise EnvironmentFailed(f"no lane named {name!r}; there are: {', '.join(names())}")
+    folder = cache() / "environments" / f"{name}-{_key(requirements)}"
+    python, ready = folder / "bin" / "python", folder / "ready"
+    if ready.exists():
+        return python
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(Path(f"{folder}.lock")) as lock:
+        if not ready.exists():  # another process may have made it while this one waited
+            shutil.rmtree(folder, ignore_errors=True)
+            _make(folder, python, requirements, lock)
+            ready.touch()  # last: a folder without it is a half-built one
+    return python
+
+
+def names() -> list[str]:
+    """The lanes there are."""
+    return sorted(file.stem for file in HERE.glob("*.txt"))
+
+
+def cache() -> Path:
+    """Where what tests build is kept between runs."""
+    own, users = os.environ.get("GOLDEN_STICK_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own).expanduser() if own else Path(users or Path.home() / ".cache") / "golden-stick"
+
+
+def _key(requirements: Path) -> str:
+    """Twelve hex digits that change with the requirements and with the Python installation."""
+    return hashlib.sha256(
+        f"{sys.version}\n{sys.base_prefix}\n{requirements.read_text()}".encode()
+    ).hexdigest()[:12]
+
+
+def _make(folder: Path, python: Path, requirements: Path, lock: int) -> None:
+    """Create `folder`, install the requirements into it, then remove what they say to.
+
+    Each step holds the file `lock` too, so that none outlives its killed parent to meet the next one's work.
+    """
+    log = Path(f"{folder}.log")
+    print(
+        f"making the environment {folder.name}: this takes minutes, once; pip writes to {log}",
+        file=sys.stderr,
+    )
+    pip: list[str | Path] = [python, "-I", "-m", "pip"]
+    steps: list[list[str | Path]] = [
+        [sys.executable, "-I", "-m", "venv", folder],
+        [*pip, "install", "-r", requirements],
+    ]
+    unwanted = re.findall(r"^# uninstall:(.*)$", requirements.read_text(), re.MULTILINE)
+    if unwanted:
+        steps.append([*pip, "uninstall", "--yes", *" ".join(unwanted).split()])
+    variables = {k: v for k, v in os.environ.items() if k != "PIP_CONSTRAINT"}  # that one is for our own
+    with log.open("w") as output:
+        for step in steps:
+            ran = subprocess.run(step, stdout=output, stderr=output, env=variables, pass_fds=[lock])
+            if ran.returncode:
+                tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+                raise EnvironmentFailed(f"could not make the environment {folder.name}; see {log}:\n{tail}")
+
+
+@contextmanager
+def _lock(file: Path) -> Iterator[int]:
+    """Hold `file` locked against other processes; gives its descriptor. A process that dies lets go."""
+    with file.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield handle.fileno()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description="print the interpreter of a lane's environment, made if missing"
+    )
+    parser.add_argument("name", choices=names())
+    try:
+        print(python_of(parser.parse_args().name))
+    except EnvironmentFailed as error:
+        sys.exit(str(error))

@@ -1,0 +1,37 @@
+"""A checkpoint's perplexity in transformers with compressed-tensors, and nothing of ours imported.
+
+    python transformers_perplexity.py FOLDER WINDOWS [--dtype float32] [--dequantize]
+
+WINDOWS is a .json or .npy file of token ids (windows, length). The last line of stdout is
+{"perplexity": p}: exp of the mean cross entropy, in float32, of every window's tokens but the first.
+"""
+
+import json
+import math
+
+from transformers_model import arguments, assert_nothing_of_ours, load
+
+
+def main() -> None:
+    given = arguments("perplexity of a checkpoint in transformers", "windows", dtype="float32")
+    import numpy
+    import torch
+
+    if given.windows.endswith(".npy"):
+        windows = torch.from_numpy(numpy.load(given.windows).astype("int64"))
+    else:
+        with open(given.windows) as file:
+            windows = torch.tensor(json.load(file))
+    model = load(given.folder, given.dtype, given.dequantize)
+
+    loss = 0.0
+    for batch in windows.split(8):
+        with torch.no_grad():
+            logits = model(batch).logits[:, :-1].float().flatten(0, 1)
+        loss += torch.nn.functional.cross_entropy(logits, batch[:, 1:].flatten(), reduction="sum").item()
+    assert_nothing_of_ours()
+    print(json.dumps({"perplexity": math.exp(loss / windows[:, 1:].numel())}))
+
+
+if __name__ == "__main__":
+    main()
