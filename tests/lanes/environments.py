@@ -56,9 +56,7 @@ def cache() -> Path:
 
 def _key(requirements: Path) -> str:
     """Twelve hex digits that change with the requirements and with the Python installation."""
-    return hashlib.sha256(
-        f"{sys.version}\n{sys.base_prefix}\n{requirements.read_text()}".encode()
-    ).hexdigest()[:12]
+    return hashlib.sha256(f"{sys.version}\n{sys.base_prefix}\n{requirements.read_text()}".encode()).hexdigest()[:12]
 
 
 def _make(folder: Path, python: Path, requirements: Path, lock: int) -> None:
@@ -97,9 +95,7 @@ def _lock(file: Path) -> Iterator[int]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description="print the interpreter of a lane's environment, made if missing"
-    )
+    parser = argparse.ArgumentParser(description="print the interpreter of a lane's environment, made if missing")
     parser.add_argument("name", choices=names())
     try:
         print(python_of(parser.parse_args().name))

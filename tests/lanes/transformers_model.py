@@ -13,9 +13,7 @@ def arguments(description: str, data: str, dtype: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder")
     parser.add_argument(data)
-    parser.add_argument(
-        "--dtype", default=dtype, help="of the activations: auto (the checkpoint's), float32 …"
-    )
+    parser.add_argument("--dtype", default=dtype, help="of the activations: auto (the checkpoint's), float32 …")
     parser.add_argument(
         "--dequantize",
         action="store_true",

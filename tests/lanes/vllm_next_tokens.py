@@ -23,9 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="greedy tokens of a checkpoint in vLLM on a CPU")
     parser.add_argument("folder")
     parser.add_argument("prompts")
-    parser.add_argument(
-        "--dtype", default="auto", help="of the activations: auto (the checkpoint's), float32 …"
-    )
+    parser.add_argument("--dtype", default="auto", help="of the activations: auto (the checkpoint's), float32 …")
     given = parser.parse_args()
     with open(given.prompts) as file:
         asked = json.load(file)

@@ -4,10 +4,8 @@
 >>> quantize("Qwen3-8B", "w8a8-smoothquant", output="Qwen3-8B-W8A8", calibration_data="text.txt")  # doctest: +SKIP
 """
 
-from gs_schemas import QuantizationArgs, QuantizationScheme, Recipe, Strict
-
 from gs_core import numerics
-from gs_core.api import open_model, plan, quantize
+from gs_core.api import plan, quantize
 from gs_core.arrays import Array, namespace
 from gs_core.errors import (
     CalibrationError,
@@ -17,6 +15,7 @@ from gs_core.errors import (
     PlanError,
     PluginError,
 )
+from gs_core.evaluation import Evaluation, evaluate
 from gs_core.hookspecs import hookimpl
 from gs_core.interfaces import (
     Accumulator,
@@ -37,6 +36,7 @@ from gs_core.interfaces import (
     StaticInput,
 )
 from gs_core.quantized import QuantizedTensor
+from gs_schemas import QuantizationArgs, QuantizationScheme, Recipe, Strict
 
 __all__ = [
     "Accumulator",
@@ -48,6 +48,7 @@ __all__ = [
     "ChannelScale",
     "CheckpointError",
     "CheckpointFormat",
+    "Evaluation",
     "Finished",
     "Fold",
     "GoldenStickError",
@@ -67,10 +68,10 @@ __all__ = [
     "Site",
     "StaticInput",
     "Strict",
+    "evaluate",
     "hookimpl",
     "namespace",
     "numerics",
-    "open_model",
     "plan",
     "quantize",
 ]

@@ -1,22 +1,25 @@
-"""The three calls: ``plan``, ``quantize``, ``evaluate``."""
+"""The calls that start a run: ``plan`` and ``quantize`` (and opening what they work on)."""
 
 import hashlib
+import json
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gs_schemas
 import numpy as np
-from gs_schemas import Recipe, SchemaError, unknown
 
+import gs_schemas
 from gs_core import calibration, discovery, pipeline, report
 from gs_core import plan as planning
-from gs_core.errors import GoldenStickError, OutputError, PlanError
-from gs_core.interfaces import Adapter, Model
+from gs_core.errors import OutputError, PlanError
+from gs_core.interfaces import Adapter, LayerNumbers, Model
 from gs_core.journal import Journal
 from gs_core.plan import Plan
 from gs_core.report import Report
+from gs_core.storage import Checkpoint
+from gs_schemas import Recipe, SchemaError, unknown
 
 Source = Any
 """A checkpoint folder (``str`` or ``Path``), or a live model that an installed adapter handles."""
@@ -39,25 +42,59 @@ def resolve_recipe(recipe: Recipe | str | Path) -> Recipe:
         raise PlanError([f"cannot read recipe {recipe}: {error}"]) from None
 
 
-def open_model(source: Source, device: str = "cpu", adapter: str | Adapter | None = None) -> tuple[str, Model]:
-    """Open a model with the adapter that takes it: its name, and the model. Raises ``PlanError``."""
+@dataclass(frozen=True)
+class Opened:
+    """A model, the name of the adapter that opened it, and, for a quantized folder, how its layers compute."""
+
+    adapter: str
+    model: Model
+    numbers: dict[str, LayerNumbers]
+
+
+def open_source(source: Source, device: str = "cpu", adapter: str | Adapter | None = None) -> Opened:
+    """Open a folder or live model with the adapter that takes it; a quantized folder as if it were float.
+
+    Raises ``PlanError`` when no adapter does, ``CheckpointError`` for a damaged folder.
+    """
     if isinstance(source, str):
         source = Path(source)
-    if isinstance(adapter, Adapter):
-        return type(adapter).__name__.lower(), adapter.open(source, device)
-    if adapter is not None:
-        return adapter, discovery.load("adapter", adapter)().open(source, device)
     if isinstance(source, Path) and not source.is_dir():
         raise PlanError([f"{source}: no such model folder"])
+    name, chosen = _choose_adapter(source, adapter)
+    checkpoint, numbers = _dequantized(source) if isinstance(source, Path) else (None, {})
+    return Opened(name, chosen.open(source, device, checkpoint), numbers)
+
+
+def _choose_adapter(source: Source, adapter: str | Adapter | None) -> tuple[str, Adapter]:
+    if isinstance(adapter, Adapter):
+        return type(adapter).__name__.lower(), adapter
+    if adapter is not None:
+        return adapter, discovery.load("adapter", adapter)()
     refusals = []
     for name in discovery.installed("adapter"):
         loaded = discovery.load("adapter", name)()
         refusal = loaded.refuses(source) if isinstance(source, Path) else _refuses_object(loaded, source)
         if refusal is None:
-            return name, loaded.open(source, device)
+            return name, loaded
         refusals.append(f"\n  {name}: {refusal}")
     what = source if isinstance(source, Path) else type(source).__qualname__
     raise PlanError([f"no installed adapter takes {what}:{''.join(refusals) or ' none is installed'}"])
+
+
+def _dequantized(folder: Path) -> tuple[Checkpoint | None, dict[str, LayerNumbers]]:
+    """A quantized folder's tensors through the format that reads them; nothing for a float one."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        method = (config.get("quantization_config") or {}).get("quant_method")
+    except (OSError, ValueError, AttributeError):
+        return None, {}  # not ours to judge: the adapter says what it misses
+    if method is None:
+        return None, {}
+    for name in discovery.installed("format"):
+        found = planning.load_format(name)
+        if found.quant_method == method:
+            return found.read(Checkpoint(folder), config)
+    raise PlanError([f"{folder} is quantized as '{method}', which no installed format reads"])
 
 
 def _refuses_object(adapter: Adapter, model: Any) -> str | None:
@@ -80,8 +117,8 @@ def plan(
     resolved = resolve_recipe(recipe)
     if format is not None:
         resolved = resolved.model_copy(update={"format": format})
-    name, opened = open_model(model, device, adapter)
-    return planning.make(resolved, opened, name, device)
+    opened = open_source(model, device, adapter)
+    return planning.make(resolved, opened.model, opened.adapter, device)
 
 
 def quantize(
@@ -123,9 +160,7 @@ def quantize(
     return finished
 
 
-def _tokens(
-    made: Plan, data: str | Path | np.ndarray | None, samples: int | None, seq_len: int | None
-) -> np.ndarray:
+def _tokens(made: Plan, data: str | Path | np.ndarray | None, samples: int | None, seq_len: int | None) -> np.ndarray:
     asked = made.recipe.calibration
     source = data if data is not None else asked.data
     if source is None:
@@ -150,6 +185,3 @@ def _identity(made: Plan, tokens: np.ndarray | None) -> dict[str, Any]:
         "plugins": dict(made.versions),
         "device": made.device,
     }
-
-
-__all__ = ["GoldenStickError", "open_model", "plan", "quantize", "resolve_recipe"]

@@ -14,6 +14,8 @@ Tokenize = Callable[[str], np.ndarray]
 TOKENS_PER_BATCH = 2048
 # Text is read until it surely holds enough tokens; a tokenizer rarely packs more than this into one.
 CHARACTERS_PER_TOKEN = 16
+# As many times the tokens needed are read, so that the windows spread over more of the text.
+SPREAD = 4
 
 
 def load(source: str | Path | np.ndarray, samples: int, seq_len: int, tokenize: Tokenize) -> np.ndarray:
@@ -23,23 +25,32 @@ def load(source: str | Path | np.ndarray, samples: int, seq_len: int, tokenize: 
     ``.jsonl`` file (fields ``text``, ``prompt`` or ``content``), a text file, or a folder of such text files.
     Raises ``CalibrationError`` when there are too few tokens, with the numbers.
     """
+    tokens = stream(source, samples * seq_len * SPREAD, tokenize)
+    if tokens.ndim == 2:
+        if tokens.shape[1] >= seq_len:
+            return _enough(tokens[:, :seq_len], samples, seq_len)
+        tokens = tokens.reshape(-1)
+    return windows(tokens, samples, seq_len)
+
+
+def stream(source: str | Path | np.ndarray, wanted: int, tokenize: Tokenize) -> np.ndarray:
+    """Token ids of a source, int64: ``(n,)`` from text, at least ``wanted`` of them where there are so many, or
+    an array's own one or two dimensions."""
     if isinstance(source, np.ndarray) or str(source).endswith(".npy"):
         tokens = source if isinstance(source, np.ndarray) else _load_npy(Path(source))
         if tokens.ndim not in (1, 2) or not np.issubdtype(tokens.dtype, np.integer):
             raise CalibrationError(
                 f"token arrays must be integers of one or two dimensions, got {tokens.dtype} {tokens.shape}"
             )
-        if tokens.ndim == 2 and tokens.shape[1] >= seq_len:
-            return _enough(tokens[:, :seq_len].astype(np.int64), samples, seq_len)
-        return windows(tokens.reshape(-1).astype(np.int64), samples, seq_len)
-    stream: list[np.ndarray] = []
-    found, wanted = 0, samples * seq_len * 4  # four times as many as needed, so that windows can spread
+        return tokens.astype(np.int64)
+    pieces: list[np.ndarray] = [np.empty(0, np.int64)]
+    found = 0
     for text in _texts(Path(source), wanted * CHARACTERS_PER_TOKEN):
-        stream.append(tokenize(text))
-        found += len(stream[-1])
+        pieces.append(tokenize(text))
+        found += len(pieces[-1])
         if found >= wanted:
             break
-    return windows(np.concatenate(stream) if stream else np.empty(0, np.int64), samples, seq_len)
+    return np.concatenate(pieces)
 
 
 def windows(tokens: np.ndarray, samples: int, seq_len: int) -> np.ndarray:

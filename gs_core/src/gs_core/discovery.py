@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from gs_schemas import did_you_mean
-
 from gs_core.errors import PluginError
+from gs_schemas import did_you_mean
 
 GROUPS = {
     "algorithm": "golden_stick.algorithms",

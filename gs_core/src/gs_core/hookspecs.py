@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pluggy
-from gs_schemas import QuantizationScheme
 
 from gs_core.arrays import Array
 from gs_core.interfaces import Accumulator, Block, Layer, Output, Site, StaticInput, Transform
 from gs_core.quantized import QuantizedTensor
+from gs_schemas import QuantizationScheme
 
 PROJECT = "golden_stick"
 hookspec = pluggy.HookspecMarker(PROJECT)

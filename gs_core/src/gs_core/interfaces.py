@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from gs_schemas import QuantizationScheme, Strict
 
 from gs_core.arrays import Array, RawTensor, namespace
 from gs_core.quantized import QuantizedTensor
 from gs_core.storage import Checkpoint, Tensor
+from gs_schemas import QuantizationScheme, Strict
 
 # --- what a model is made of ---------------------------------------------------------------------------------
 

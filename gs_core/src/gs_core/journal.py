@@ -150,4 +150,3 @@ class Activations:
 
     def discard(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gs_schemas import QuantizationScheme
-
 from gs_core import discovery, numerics
 from gs_core.arrays import Array, astype, namespace
 from gs_core.errors import PlanError
 from gs_core.interfaces import Kernel, Request
 from gs_core.quantized import QuantizedTensor
+from gs_schemas import QuantizationScheme
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
 """Statistics that the line itself collects at sites: ranges of static activations, and a sample to judge by."""
 
-from gs_schemas import QuantizationArgs
-
 from gs_core import numerics
 from gs_core.arrays import Array, namespace
 from gs_core.interfaces import Accumulator, StaticInput
+from gs_schemas import QuantizationArgs
 
 SAMPLE_ROWS = 256
 
@@ -64,4 +63,3 @@ def static_input(range_: tuple[Array, Array], sample: Array, args: QuantizationA
         fraction = numerics.mse_fraction(xp.reshape(values, (1, 1, -1)), args, dtype)
         low, high = low * fraction[0, :], high * fraction[0, :]
     return StaticInput(*numerics.scale_from_range(low, high, args, dtype))
-

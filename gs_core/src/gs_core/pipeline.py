@@ -3,11 +3,9 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gs_schemas import QuantizationScheme
 
 from gs_core import calibration, numerics
 from gs_core.arrays import RawTensor, namespace
@@ -19,6 +17,7 @@ from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Stages, implements
 from gs_core.storage import StoredTensor, Tensor, read_header
 from gs_core.watching import Watch, channel_error, fake_quantizer, relative_error
+from gs_schemas import QuantizationScheme
 
 SHARD_BYTES = 5 * 10**9
 # A transform is kept when the channels of the block's output change by less than this on average, in float32.
@@ -166,9 +165,7 @@ class _Line:
             for layer in mine:
                 self._pack(layer, tensors[layer.name], watch, static.get(layer.site))
 
-    def _pack(
-        self, layer: Layer, tensor: QuantizedTensor, watch: Watch, static: StaticInput | None
-    ) -> None:
+    def _pack(self, layer: Layer, tensor: QuantizedTensor, watch: Watch, static: StaticInput | None) -> None:
         rounded = numerics.dequantize(tensor)
         site = watch.sites.get(layer.site)
         unseen = bool(self.batches) and (site is None or not site.tokens)

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gs_schemas import QuantizationScheme, Recipe, SchemaError, matches, validate
-
 from gs_core import discovery, kernels, numerics
 from gs_core.errors import GoldenStickError, PlanError, PluginError
 from gs_core.interfaces import Algorithm, CheckpointFormat, LayerInfo, Model, Request
 from gs_core.stages import check_hooks, implements
+from gs_schemas import QuantizationScheme, Recipe, SchemaError, matches, validate
 
 
 @dataclass(frozen=True)
@@ -123,9 +122,7 @@ def make(recipe: Recipe, model: Model, adapter: str, device: str) -> Plan:
             discovery.installed("format")[recipe.format],
         )
     }
-    return Plan(
-        recipe, model, adapter, device, tuple(rows), algorithms, checkpoint_format, tuple(warnings), versions
-    )
+    return Plan(recipe, model, adapter, device, tuple(rows), algorithms, checkpoint_format, tuple(warnings), versions)
 
 
 def load_algorithm(name: str, options: Mapping[str, Any]) -> Algorithm:

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from gs_schemas import QuantizationArgs
-
 from gs_core.arrays import Array
+from gs_schemas import QuantizationArgs
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pluggy
-from gs_schemas import QuantizationScheme
 
 from gs_core import hookspecs
 from gs_core.arrays import Array
@@ -12,6 +11,7 @@ from gs_core.discovery import Plugin
 from gs_core.errors import PluginError
 from gs_core.interfaces import Accumulator, Block, ChannelScale, Layer, Output, Site, StaticInput, Transform
 from gs_core.quantized import QuantizedTensor
+from gs_schemas import QuantizationScheme
 
 HOOKS = ("observe", "smooth", "quantize", "pack", "export")
 
@@ -77,9 +77,7 @@ class Stages:
         )
         return answer
 
-    def smooth(
-        self, name: str, block: Block, layers: Sequence[Layer], observed: Mapping[str, Any]
-    ) -> list[Transform]:
+    def smooth(self, name: str, block: Block, layers: Sequence[Layer], observed: Mapping[str, Any]) -> list[Transform]:
         answer = self._call("smooth", name, block=block, layers=layers, observed=observed) or ()
         ok = isinstance(answer, Sequence) and all(isinstance(t, ChannelScale) for t in answer)
         self._answer("smooth", name, ok, answer, "a list of transforms")
@@ -96,9 +94,7 @@ class Stages:
         self._answer("quantize", name, ok, answer, f"a QuantizedTensor for each of {', '.join(wanted)}")
         return {layer: answer[layer] for layer in wanted}
 
-    def pack(
-        self, name: str, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str
-    ) -> dict[str, Array]:
+    def pack(self, name: str, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str) -> dict[str, Array]:
         answer = self._call("pack", name, tensor=tensor, inputs=inputs, layout=layout)
         self._answer("pack", name, isinstance(answer, Mapping), answer, "named arrays")
         return dict(answer)

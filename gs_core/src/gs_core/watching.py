@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gs_schemas import QuantizationScheme
-
 from gs_core import numerics
 from gs_core.arrays import Array, astype, namespace
 from gs_core.errors import CalibrationError
@@ -13,6 +11,7 @@ from gs_core.interfaces import Accumulator, Batch, Block, ChannelScale, OnSite, 
 from gs_core.observers import Range, Sample, static_input
 from gs_core.plan import Row, static_inputs
 from gs_core.stages import Stages, implements
+from gs_schemas import QuantizationScheme
 
 Batches = Callable[[], Iterable[Batch]]
 """The calibration data from its start."""
@@ -111,7 +110,7 @@ class Watch:
             watch = self.sites.get(name)
             if watch is None or not watch.tokens:
                 continue
-            if not all([accumulator.rescale(scale) for accumulator in watch.accumulators()]):
+            if not all(accumulator.rescale(scale) for accumulator in watch.accumulators()):
                 fresh = self._listeners(watch.site)
                 assert fresh is not None
                 again[name] = self.sites[name] = fresh

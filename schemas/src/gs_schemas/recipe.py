@@ -31,7 +31,9 @@ def _checked_pattern(pattern: str) -> str:
     return pattern
 
 
-Pattern = Annotated[str, Field(min_length=1), BeforeValidator(lambda p: _checked_pattern(p) if isinstance(p, str) else p)]
+Pattern = Annotated[
+    str, Field(min_length=1), BeforeValidator(lambda p: _checked_pattern(p) if isinstance(p, str) else p)
+]
 
 
 def _scheme_by_name(value: Any) -> Any:
@@ -44,7 +46,9 @@ def _scheme_by_name(value: Any) -> Any:
     return value
 
 
-SchemeOrName = Annotated[QuantizationScheme, BeforeValidator(_scheme_by_name, json_schema_input_type=QuantizationScheme | str)]
+SchemeOrName = Annotated[
+    QuantizationScheme, BeforeValidator(_scheme_by_name, json_schema_input_type=QuantizationScheme | str)
+]
 
 
 class AlgorithmSpec(Strict):

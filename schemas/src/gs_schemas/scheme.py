@@ -20,9 +20,7 @@ def _known_format(name: Any) -> Any:
     return name
 
 
-FormatName = Annotated[
-    str, BeforeValidator(_known_format), Field(json_schema_extra={"enum": sorted(NUMBER_FORMATS)})
-]
+FormatName = Annotated[str, BeforeValidator(_known_format), Field(json_schema_extra={"enum": sorted(NUMBER_FORMATS)})]
 Granularity = Literal["tensor", "channel", "group", "block", "token", "head"]
 
 
@@ -80,8 +78,7 @@ class QuantizationArgs(Strict):
             raise ValueError(f"'{self.format}' is unsigned: symmetric must be false, or use 'int{number.bits}'")
         if number.kind == "shared_exponent" and self.group_size != number.block_size:
             raise ValueError(
-                f"'{self.format}' shares exponents in blocks: use granularity 'group', "
-                f"group_size {number.block_size}"
+                f"'{self.format}' shares exponents in blocks: use granularity 'group', group_size {number.block_size}"
             )
         if self.global_scale and self.scale_format in ("model", "float32", "float16", "bfloat16", "e8m0"):
             raise ValueError("global_scale needs a narrow scale_format with a range to share, such as 'fp8_e4m3'")
@@ -128,6 +125,5 @@ class QuantizationScheme(Strict):
 def _render(args: QuantizationArgs) -> str:
     size = f" {args.group_size or args.block_size}" if args.granularity in ("group", "block") else ""
     return (
-        f"{args.format} {args.granularity}{size}"
-        f"{'' if args.symmetric else ' asym'}{' dynamic' if args.dynamic else ''}"
+        f"{args.format} {args.granularity}{size}{'' if args.symmetric else ' asym'}{' dynamic' if args.dynamic else ''}"
     )

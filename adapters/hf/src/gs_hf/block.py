@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
 from gs_core import Block, ChannelScale, Fold, Layer, LayerInfo
 from gs_core.arrays import RawTensor, astype, to_raw
 from gs_core.interfaces import Batch, OnSite
 from gs_core.storage import Tensor
-
 from gs_hf.folding import find_folds, fold
 from gs_hf.naming import Place
 from gs_hf.running import take_up
@@ -76,7 +76,9 @@ class HFBlock(Block):
     ) -> dict[str, torch.Tensor]:
         return self.compute(tokens, take_up(previous, self.model.device), self._listener(on_site))
 
-    def compute(self, tokens: np.ndarray, previous: dict[str, torch.Tensor] | None, on_use=None) -> dict[str, torch.Tensor]:
+    def compute(
+        self, tokens: np.ndarray, previous: dict[str, torch.Tensor] | None, on_use=None
+    ) -> dict[str, torch.Tensor]:
         runner = self.model.runner
         assert runner is not None, "the block was opened without weights"
         if on_use is None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
 from gs_core import ChannelScale, Fold
 from gs_core.arrays import astype
-
 from gs_hf.naming import Place
 from gs_hf.watch import Use
 
@@ -121,12 +121,14 @@ def _norm_sites(prober: Prober, module: torch.nn.Module, channels: int) -> list[
             new = [
                 site
                 for site, x in seen.at.items()
-                if site not in restore and _same_shape(x, prober.base.at.get(site)) and x.shape[-1] == channels
+                if site not in restore
+                and _same_shape(x, prober.base.at.get(site))
+                and x.shape[-1] == channels
                 and _close(x, prober.base.at[site] * scale)
             ]
             if not new:
                 break
-            restore |= {site: scale for site in new}
+            restore |= dict.fromkeys(new, scale)
     finally:
         handle.remove()
     if not restore or not prober.unchanged(seen):

@@ -3,9 +3,9 @@
 from collections import defaultdict
 
 import torch
+
 from gs_core import LayerInfo, Site
 from gs_core.storage import Checkpoint
-
 from gs_hf.naming import Naming, Place, layer_name
 from gs_hf.topology import Topology
 from gs_hf.watch import Use
@@ -82,7 +82,9 @@ class Layers:
     def _add_site(self, keys: list[Key], block: int, seen: Topology) -> None:
         layers: list[tuple[str, list[Place], Use]] = []
         for parameter, expert in keys:
-            layers += [(n, p, seen.uses[parameter]) for n, p in self._layers_in(parameter, expert, seen.uses[parameter])]
+            layers += [
+                (n, p, seen.uses[parameter]) for n, p in self._layers_in(parameter, expert, seen.uses[parameter])
+            ]
         name = f"{layers[0][0] if layers else keys[0][0]}.input"
         for key in keys:
             self.site_of[key] = name
@@ -149,7 +151,11 @@ class Layers:
                 continue
             parameter = f"{name}.weight"
             if parameter not in seen.uses and name not in self.kept and self._tied_use(child, seen) is None:
-                self.kept[name] = "never used on plain text" if self._block_of(parameter) is not None else "outside the decoder blocks"
+                self.kept[name] = (
+                    "never used on plain text"
+                    if self._block_of(parameter) is not None
+                    else "outside the decoder blocks"
+                )
 
     def _tied_use(self, child: torch.nn.Linear, seen: Topology) -> str | None:
         owners = [n for n, p in self._module.named_parameters(remove_duplicate=False) if p is child.weight]

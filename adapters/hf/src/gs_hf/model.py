@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+
 from gs_core import CalibrationError, CheckpointError, LayerInfo, Model, Site
 from gs_core.arrays import RawTensor
 from gs_core.interfaces import Batch
 from gs_core.storage import INDEX, Checkpoint, Tensor
-
 from gs_hf import topology
 from gs_hf.block import HFBlock
 from gs_hf.construct import find_blocks
@@ -97,7 +97,10 @@ class HFModel(Model):
         return sorted(
             p
             for p in self.folder.iterdir()
-            if p.is_file() and p.name not in shards and not p.name.startswith(".") and p.suffix not in NOT_CARRIED
+            if p.is_file()
+            and p.name not in shards
+            and not p.name.startswith(".")
+            and p.suffix not in NOT_CARRIED
             and not p.name.endswith(".index.json")
         )
 
@@ -148,5 +151,3 @@ class HFModel(Model):
             loss = F.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none")
             found.append(loss.double().cpu().numpy().reshape(len(rows), -1))
         return np.concatenate(found)
-
-

@@ -72,7 +72,9 @@ def name_places(module: torch.nn.Module, sources: Shapes) -> Naming:
             naming.unused.append(source)
         elif pattern is None:
             if state[target] != tuple(sources[source]):
-                raise ValueError(f"'{source}' is {tuple(sources[source])} in the checkpoint, the model has {state[target]}")
+                raise ValueError(
+                    f"'{source}' is {tuple(sources[source])} in the checkpoint, the model has {state[target]}"
+                )
             naming.add(Place(source, target))
         else:
             converter = next(c for c in converters if pattern in c.source_patterns)

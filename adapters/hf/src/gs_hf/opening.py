@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from gs_core import CheckpointError, Model
 from gs_core.storage import SINGLE, Checkpoint, write_safetensors
-
 from gs_hf.construct import from_config, parameters_on_meta
 from gs_hf.model import HFModel
 
@@ -74,5 +74,3 @@ def _structure(live: torch.nn.Module) -> torch.nn.Module:
         memo[id(parameter)] = meta if parameter.is_floating_point() else parameter
     with parameters_on_meta():
         return copy.deepcopy(live, memo).eval()
-
-

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from gs_core import CalibrationError
 from gs_core.arrays import RawTensor
 
@@ -69,7 +70,9 @@ class Runner:
         try:
             return self.module(ids, **({"use_cache": False} if hasattr(self.module, "config") else {}))
         except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError) as error:
-            raise CalibrationError(f"the model cannot be run block by block: {type(error).__name__}: {error}") from error
+            raise CalibrationError(
+                f"the model cannot be run block by block: {type(error).__name__}: {error}"
+            ) from error
 
 
 def _standing(block: torch.nn.Module, number: int, compute: Callable[[int, Callable[[], Any]], Any]) -> Callable:

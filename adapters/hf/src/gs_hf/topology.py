@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from gs_core import CheckpointError
 
+from gs_core import CheckpointError
 from gs_hf.watch import Use, Watch, identity
 
 PROBE_TOKENS = 8

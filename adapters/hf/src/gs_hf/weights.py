@@ -1,9 +1,9 @@
 """Putting weights into the module, and taking them out: only what is needed, in float32."""
 
 import torch
+
 from gs_core import CheckpointError
 from gs_core.storage import Checkpoint
-
 from gs_hf.naming import Naming, Place
 from gs_hf.running import to_torch
 

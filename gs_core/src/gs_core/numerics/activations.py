@@ -1,10 +1,9 @@
 """Activations: quantized at run time per token or tensor, or with scales fixed beforehand."""
 
-from gs_schemas import QuantizationArgs
-
 from gs_core.arrays import Array, astype, namespace
 from gs_core.numerics import groups
 from gs_core.numerics.integer import decode, encode, scale_from_range
+from gs_schemas import QuantizationArgs
 
 
 def fake_quantize(

@@ -3,9 +3,8 @@
 A scale then always has the shape ``(rows, groups)``, and ranges, rounding and error are each written once.
 """
 
-from gs_schemas import QuantizationArgs
-
 from gs_core.arrays import Array, namespace
+from gs_schemas import QuantizationArgs
 
 
 def split(x: Array, args: QuantizationArgs) -> Array:
@@ -25,9 +24,7 @@ def split(x: Array, args: QuantizationArgs) -> Array:
             _divides(rows, height, "out_features", "block height")
             _divides(columns, width, "in_features", "block width")
             tiles = xp.reshape(x, (rows // height, height, columns // width, width))
-            return xp.reshape(
-                xp.permute_dims(tiles, (0, 2, 1, 3)), (rows // height, columns // width, height * width)
-            )
+            return xp.reshape(xp.permute_dims(tiles, (0, 2, 1, 3)), (rows // height, columns // width, height * width))
 
 
 def join(groups: Array, shape: tuple[int, int], args: QuantizationArgs) -> Array:

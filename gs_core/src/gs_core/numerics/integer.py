@@ -5,20 +5,17 @@ magnitude over half the code range, ``amax / ((qmax - qmin) / 2)``, so int4 divi
 positive value saturates; an asymmetric range always contains zero. Rounding is half to even.
 """
 
-from gs_schemas import QuantizationArgs
-
 from gs_core.arrays import Array, astype, dtype_name, namespace
 from gs_core.numerics import groups
 from gs_core.quantized import QuantizedTensor
+from gs_schemas import QuantizationArgs
 
 # A scale that rounds to zero when stored divides to infinity; these survive the rounding.
 SMALLEST_SCALE = {"float16": 2.0**-24}
 SMALLEST_NORMAL = 2.0**-120
 
 
-def scale_from_range(
-    low: Array, high: Array, args: QuantizationArgs, scale_dtype: str
-) -> tuple[Array, Array | None]:
+def scale_from_range(low: Array, high: Array, args: QuantizationArgs, scale_dtype: str) -> tuple[Array, Array | None]:
     """Scale and zero point (float32, on the code grid) that cover ``[low, high]``, elementwise.
 
     The scale comes back already rounded to ``scale_dtype``: codes must be computed with what is stored.
@@ -36,9 +33,7 @@ def scale_from_range(
     scale = xp.where(scale > 0, xp.clip(scale, min=smallest), xp.ones_like(scale))
     scale = astype(scale, scale_dtype)
     if zero_point is not None:
-        zero_point = xp.clip(
-            number.minimum - xp.round(low / astype(scale, "float32")), number.minimum, number.maximum
-        )
+        zero_point = xp.clip(number.minimum - xp.round(low / astype(scale, "float32")), number.minimum, number.maximum)
     return scale, zero_point
 
 
@@ -65,9 +60,7 @@ def scale_dtype(args: QuantizationArgs, model_dtype: str) -> str:
     return model_dtype if args.scale_format == "model" else args.scale_format
 
 
-def quantize_with(
-    weight: Array, scale: Array, zero_point: Array | None, args: QuantizationArgs
-) -> QuantizedTensor:
+def quantize_with(weight: Array, scale: Array, zero_point: Array | None, args: QuantizationArgs) -> QuantizedTensor:
     """Round ``weight`` ``(out, in)`` to the nearest code under given scales ``(rows, groups)``."""
     xp = namespace(weight)
     wide = astype(scale, "float32")
@@ -79,9 +72,7 @@ def quantize_with(
     )
     codes = groups.join(codes, (weight.shape[0], weight.shape[1]), args)
     dtype = code_dtype(args)
-    return QuantizedTensor(
-        astype(codes, dtype), scale, None if zero_point is None else astype(zero_point, dtype), args
-    )
+    return QuantizedTensor(astype(codes, dtype), scale, None if zero_point is None else astype(zero_point, dtype), args)
 
 
 def dequantize(tensor: QuantizedTensor, dtype: str = "float32") -> Array:

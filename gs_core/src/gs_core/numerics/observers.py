@@ -3,12 +3,11 @@
 Inputs are shaped by ``groups.split``: ``(rows, groups, elements)``; ranges come back as ``(rows, groups)``.
 """
 
-from gs_schemas import QuantizationArgs
-
 from gs_core.arrays import Array, astype, namespace
 from gs_core.numerics import groups
 from gs_core.numerics.integer import decode, encode, quantize_with, scale_dtype, scale_from_range
 from gs_core.quantized import QuantizedTensor
+from gs_schemas import QuantizationArgs
 
 STEPS, SMALLEST = 80, 0.2
 """The MSE search tries this many fractions of the full range, down to the smallest one."""

@@ -4,12 +4,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from gs_core import Accumulator, Algorithm, Array, Layer, LayerInfo, QuantizedTensor, Site, Strict, hookimpl, namespace, numerics
-from gs_core.arrays import astype
-from gs_schemas import QuantizationArgs, QuantizationScheme
 from pydantic import Field
 
+from gs_core import (
+    Accumulator,
+    Algorithm,
+    Array,
+    Layer,
+    LayerInfo,
+    QuantizedTensor,
+    Site,
+    Strict,
+    hookimpl,
+    namespace,
+    numerics,
+)
+from gs_core.arrays import astype
 from gs_gptq.solver import Grid, factor, solve
+from gs_schemas import QuantizationArgs, QuantizationScheme
 
 
 class Options(Strict):

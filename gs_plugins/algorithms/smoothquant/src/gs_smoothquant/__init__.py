@@ -7,9 +7,10 @@ https://arxiv.org/abs/2211.10438, equation 4: ``s_j = max|X_j|^alpha / max|W_j|^
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import Field
+
 from gs_core import Accumulator, Algorithm, Array, Block, ChannelScale, Fold, Layer, Site, Strict, hookimpl, namespace
 from gs_schemas import QuantizationScheme
-from pydantic import Field
 
 SMALLEST = 1e-5
 

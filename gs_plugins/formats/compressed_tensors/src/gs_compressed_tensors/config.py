@@ -17,9 +17,7 @@ def layout(scheme: QuantizationScheme) -> str:
     return PACKED if scheme.inputs is None else INTEGER
 
 
-def to_config(
-    schemes: Mapping[str, QuantizationScheme], kept: Sequence[str], ordered: bool = False
-) -> dict[str, Any]:
+def to_config(schemes: Mapping[str, QuantizationScheme], kept: Sequence[str], ordered: bool = False) -> dict[str, Any]:
     """``quantization_config`` for these layers. ``ordered``: weights carry a group index for each input feature.
 
     With one scheme the group targets every Linear but ``kept``; with several, each names its layers.
@@ -88,7 +86,9 @@ def _read_args(given: Mapping[str, Any] | None) -> QuantizationArgs | None:
     if given is None:
         return None
     if given.get("type") != "int" or given.get("num_bits") not in range(2, 9):
-        raise CheckpointError(f"cannot read compressed-tensors numbers of type {given.get('type')}{given.get('num_bits')}")
+        raise CheckpointError(
+            f"cannot read compressed-tensors numbers of type {given.get('type')}{given.get('num_bits')}"
+        )
     strategy = given.get("strategy") or ("group" if given.get("group_size") else "tensor")
     return QuantizationArgs(
         format=f"int{given['num_bits']}",

@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from gs_compressed_tensors.config import INTEGER, METHOD, PACKED, layout, scheme_of, to_config
+from gs_compressed_tensors.packing import WIDTHS, pack_rows, unpack_rows
 from gs_core import (
     Array,
     CheckpointError,
@@ -21,9 +24,6 @@ from gs_core.arrays import from_raw, to_numpy, to_raw
 from gs_core.interfaces import LayerNumbers
 from gs_core.storage import INDEX, Checkpoint, DerivedTensor, copy_file, write_json, write_safetensors
 
-from gs_compressed_tensors.config import INTEGER, METHOD, PACKED, layout, scheme_of, to_config
-from gs_compressed_tensors.packing import WIDTHS, pack_rows, unpack_rows
-
 
 class CompressedTensors(CheckpointFormat):
     """``pack-quantized`` for weight-only integers, ``int-quantized`` for int8 weights and activations."""
@@ -34,7 +34,9 @@ class CompressedTensors(CheckpointFormat):
         weights, inputs = scheme.weights, scheme.inputs
         assert weights is not None
         if weights.number.kind != "int" or weights.scale_format != "model":
-            return f"compressed_tensors here holds signed integers with scales in the model's dtype, not {weights.format}"
+            return (
+                f"compressed_tensors here holds signed integers with scales in the model's dtype, not {weights.format}"
+            )
         if weights.granularity not in ("tensor", "channel", "group"):
             return f"compressed_tensors here holds scales per tensor, channel or group, not per {weights.granularity}"
         if inputs is None:
@@ -117,9 +119,7 @@ class CompressedTensors(CheckpointFormat):
             copy_file(file, output.folder / file.name)
         return [INDEX, "config.json", *(file.name for file in final.files)]
 
-    def read(
-        self, checkpoint: Checkpoint, config: Mapping[str, Any]
-    ) -> tuple[Checkpoint, dict[str, LayerNumbers]]:
+    def read(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[Checkpoint, dict[str, LayerNumbers]]:
         quantization = config["quantization_config"]
         numbers: dict[str, LayerNumbers] = {}
         removed: set[str] = set()
@@ -158,9 +158,7 @@ def _stored(checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme) -> D
     return DerivedTensor(f"{layer}.weight", "float32", (rows, columns), make)
 
 
-def _tensor(
-    checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme, shape: tuple[int, int]
-) -> QuantizedTensor:
+def _tensor(checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme, shape: tuple[int, int]) -> QuantizedTensor:
     args = scheme.weights
     assert args is not None
     scale = _array(checkpoint, f"{layer}.weight_scale")

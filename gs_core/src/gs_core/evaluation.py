@@ -1,0 +1,81 @@
+"""Perplexity of a folder, float or quantized, one block in memory at a time."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gs_core import calibration
+from gs_core.api import open_source
+from gs_core.arrays import RawTensor, to_raw
+from gs_core.errors import CalibrationError, PlanError
+from gs_core.interfaces import Adapter, Block, LayerNumbers, OnSite, StaticInput
+from gs_core.watching import fake_quantizer
+from gs_schemas import QuantizationScheme
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``perplexity``: exp of the mean next-token cross entropy over ``windows`` windows of ``seq_len`` tokens."""
+
+    model: str
+    perplexity: float
+    windows: int
+    seq_len: int
+    scheme: str
+
+
+def evaluate(
+    model: str | Path,
+    text: str | Path | np.ndarray,
+    *,
+    seq_len: int = 256,
+    windows: int = 64,
+    device: str = "cpu",
+    adapter: str | Adapter | None = None,
+) -> Evaluation:
+    """Perplexity on the first ``windows`` windows of a text, each judged on its own, in float32.
+
+    A quantized folder is computed as its numbers say: dequantized weights, activations quantized at run time or
+    with the stored scales. Raises ``CalibrationError`` when the text is too short.
+    """
+    opened = open_source(model, device, adapter)
+    tokens = _windows(text, windows, seq_len, opened.model.tokenize)
+    calibration.check(tokens, opened.model.vocabulary())
+    limit = opened.model.max_tokens()
+    if limit is not None and seq_len > limit:
+        raise PlanError([f"windows of {seq_len} tokens: the model takes at most {limit}; lower --seq-len"])
+    batches = calibration.batches(tokens)
+    states: list[dict[str, RawTensor] | None] = [None] * len(batches)
+    for index in range(len(opened.model.blocks)):
+        block = opened.model.block(index, (batches[0], states[0]))
+        on_site = _on_site(block, opened.numbers)
+        for number, batch in enumerate(batches):
+            outputs = block.run(batch, states[number], on_site)
+            states[number] = {name: to_raw(array) for name, array in outputs.items()}
+    losses = [opened.model.losses(batch, state or {}) for batch, state in zip(batches, states, strict=True)]
+    mean = float(np.mean(np.concatenate(losses)))
+    schemes = sorted({numbers.scheme.describe() for numbers in opened.numbers.values()})
+    return Evaluation(str(model), float(np.exp(mean)), windows, seq_len, "; ".join(schemes) or "float")
+
+
+def _windows(text: str | Path | np.ndarray, windows: int, seq_len: int, tokenize: calibration.Tokenize) -> np.ndarray:
+    """The first windows, one after another: the convention of perplexity."""
+    found = calibration.stream(text, windows * seq_len, tokenize)
+    if found.ndim == 2:
+        found = found[:, :seq_len].reshape(-1)
+    if len(found) < windows * seq_len:
+        raise CalibrationError(
+            f"the text has {len(found)} tokens, {windows} windows of {seq_len} need {windows * seq_len}; "
+            "give a longer text, or lower --windows or --seq-len"
+        )
+    return np.ascontiguousarray(found[: windows * seq_len].reshape(windows, seq_len))
+
+
+def _on_site(block: Block, numbers: dict[str, LayerNumbers]) -> OnSite:
+    sites: dict[str, tuple[QuantizationScheme, StaticInput | None]] = {}
+    for site in block.sites.values():
+        known = [numbers.get(layer) for layer in site.layers]
+        if known and known[0] is not None and all(n is not None for n in known):
+            sites[site.name] = (known[0].scheme, known[0].inputs)
+    return fake_quantizer(sites)
