@@ -36,10 +36,9 @@ for value, fields in {
         chunk_size mamba_chunk_size state_size mamba_d_state ssm_state_size index_topk rotary_dim""",
     32: """head_dim global_head_dim swa_head_dim attention_head_dim attention_head_size dim_head d_head
         kv_channels linear_head_dim linear_key_head_dim linear_value_head_dim v_head_dim
-        qk_nope_head_dim qk_rope_head_dim index_head_dim mamba_d_head mamba_head_dim time_step_rank
-        mamba_dt_rank gated_norm_rank""",
-    64: "kv_lora_rank q_lora_rank",
-    128: """hidden_size hidden_size_global backbone_hidden_size attention_hidden_size out_hidden_size
+        qk_nope_head_dim qk_rope_head_dim index_head_dim mamba_d_head mamba_head_dim""",
+    128: """laurel_rank kv_lora_rank q_lora_rank time_step_rank mamba_dt_rank gated_norm_rank
+        hidden_size hidden_size_global backbone_hidden_size attention_hidden_size out_hidden_size
         router_hidden_size d_model n_embd embedding_dim emb_dim embedding_size word_embed_proj_dim
         input_embedding_size output_embedding_size pronunciation_embed_dim shape_embed_dim lru_width
         moe_intermediate_size shared_expert_intermediate_size moe_shared_expert_intermediate_size
@@ -70,8 +69,8 @@ _FULL, _SLIDING, _LINEAR = "full_attention", "sliding_attention", "linear_attent
 _DOTS3 = {
     "swa_num_attention_heads": 4,
     "swa_num_key_value_heads": 4,
-    "swa_q_lora_rank": 64,
-    "swa_kv_lora_rank": 64,
+    "swa_q_lora_rank": 128,
+    "swa_kv_lora_rank": 128,
     "swa_head_dim": 64,
     "swa_qk_nope_head_dim": 32,
     "swa_v_head_dim": 32,
@@ -82,7 +81,7 @@ _QWEN4 = {
     "indexer_head_dim": 32,
     "indexer_budget": 16,
     "indexer_compress_ratio": 4,
-    "hc_lowrank": 32,
+    "hc_lowrank": 128,
     "ple_layer_ids": [1],
     "ngram_vocab_size_base": 64,
     "heads_per_ngram": 2,
@@ -98,7 +97,7 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
         "attn_config": {"rope_theta": 1e4, "clip_qkv": 8, "kv_n_heads": 2},
         "ffn_config": {"ffn_hidden_size": 128, "moe_num_experts": 4, "moe_top_k": 2},
     },
-    "deepseek_v4": {"num_key_value_heads": 1, "o_groups": 2, "o_lora_rank": 64},
+    "deepseek_v4": {"num_key_value_heads": 1, "o_groups": 1, "o_lora_rank": 128},
     "dots3_note": {"text_config": _DOTS3},
     "dots3_note_text": _DOTS3,
     "flint": {"mlp_only_layers": [0]},
@@ -139,7 +138,7 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
     },
     "smollm3": {"no_rope_layers": [1, 0]},
     "xlm": {"causal": True},
-    "xmod": {"default_language": "en_XX"},
+    "xmod": {"default_language": "en_XX", "adapter_reduction_factor": 1},
     "zamba": {
         "num_hidden_layers": 4,
         "layers_block_type": [_LINEAR, "hybrid", _LINEAR, "hybrid"],

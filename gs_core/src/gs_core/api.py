@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 import gs_schemas
-from gs_core import calibration, discovery, pipeline, report
-from gs_core import plan as planning
+from gs_core import calibration as calibrating
+from gs_core import discovery, pipeline, report
 from gs_core.errors import OutputError, PlanError
 from gs_core.interfaces import Adapter, LayerNumbers, Model
 from gs_core.journal import Journal
-from gs_core.plan import Plan
+from gs_core.planning import Plan, load_format, make
 from gs_core.report import Report
+from gs_core.stages import implements
 from gs_core.storage import Checkpoint
 from gs_schemas import Recipe, SchemaError, unknown
 
@@ -91,7 +92,7 @@ def _dequantized(folder: Path) -> tuple[Checkpoint | None, dict[str, LayerNumber
     if method is None:
         return None, {}
     for name in discovery.installed("format"):
-        found = planning.load_format(name)
+        found = load_format(name)
         if found.quant_method == method:
             return found.read(Checkpoint(folder), config)
     raise PlanError([f"{folder} is quantized as '{method}', which no installed format reads"])
@@ -118,7 +119,7 @@ def plan(
     if format is not None:
         resolved = resolved.model_copy(update={"format": format})
     opened = open_source(model, device, adapter)
-    return planning.make(resolved, opened.model, opened.adapter, device)
+    return make(resolved, opened.model, opened.adapter, device)
 
 
 def quantize(
@@ -126,7 +127,7 @@ def quantize(
     recipe: Recipe | str | Path,
     output: str | Path,
     *,
-    calibration_data: str | Path | np.ndarray | None = None,
+    calibration: str | Path | np.ndarray | None = None,
     samples: int | None = None,
     seq_len: int | None = None,
     format: str | None = None,
@@ -140,14 +141,14 @@ def quantize(
 
     model: a checkpoint folder or a live model. recipe: a preset's name, a file, or a ``Recipe``.
     output: a folder that is empty or holds an unfinished run of the same recipe and model, which goes on.
-    calibration_data: see ``gs_core.calibration.load``; replaces the recipe's, as ``samples`` and ``seq_len`` do.
+    calibration: see ``gs_core.calibration.load``; replaces the recipe's, as ``samples`` and ``seq_len`` do.
     restart: throw away an earlier run of ours in ``output``. plugins: wrappers around every stage.
 
     Raises a ``GoldenStickError`` whose message says what to do; blocks that were finished stay finished.
     """
     started = time.monotonic()
     made = plan(model, recipe, format=format, device=device, adapter=adapter)
-    tokens = _tokens(made, calibration_data, samples, seq_len) if made.needs_data else None
+    tokens = _tokens(made, calibration, samples, seq_len) if made.needs_data else None
     journal = Journal(Path(output), _identity(made, tokens), restart)
     try:
         files = pipeline.run(made, journal, tokens, plugins, progress)
@@ -164,15 +165,15 @@ def _tokens(made: Plan, data: str | Path | np.ndarray | None, samples: int | Non
     asked = made.recipe.calibration
     source = data if data is not None else asked.data
     if source is None:
-        needing = [n for n, a in made.algorithms.items() if planning.implements(a, "observe")]
+        needing = [n for n, a in made.algorithms.items() if implements(a, "observe")]
         why = f"{', '.join(needing)} needs" if needing else "static activations need"
         raise PlanError([f"{why} calibration data: pass --calibration PATH, or set calibration.data in the recipe"])
     samples, seq_len = samples or asked.samples, seq_len or asked.seq_len
     limit = made.model.max_tokens()
     if limit is not None and seq_len > limit:
         raise PlanError([f"calibration of {seq_len} tokens: the model takes at most {limit}; lower --seq-len"])
-    tokens = calibration.load(source, samples, seq_len, made.model.tokenize)
-    calibration.check(tokens, made.model.vocabulary())
+    tokens = calibrating.load(source, samples, seq_len, made.model.tokenize)
+    calibrating.check(tokens, made.model.vocabulary())
     return tokens
 
 

@@ -37,14 +37,14 @@ class RawTensor:
         return int(self.data.nbytes)
 
 
-def namespace(x: Array):
+def namespace(x: Array) -> Any:
     """The array-API namespace of ``x`` (the algorithms' ``xp``)."""
     return array_api_compat.array_namespace(x)
 
 
 def dtype_name(x: Array) -> str:
     """``float32``, ``bfloat16``, … for either kind of array."""
-    return str(x.dtype).removeprefix("torch.")
+    return str(x.dtype).rpartition(".")[2]
 
 
 def numpy_dtype(name: str) -> np.dtype:
@@ -62,7 +62,8 @@ def astype(x: Array, name: str) -> Array:
         return x
     if array_api_compat.is_numpy_array(x):
         return x.astype(numpy_dtype(name))
-    return x.to(getattr(array_api_compat.array_namespace(x), name))
+    xp = namespace(x)
+    return xp.astype(x, getattr(xp, name))
 
 
 def to_numpy(x: Array) -> np.ndarray:

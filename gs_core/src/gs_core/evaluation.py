@@ -10,6 +10,7 @@ from gs_core.api import open_source
 from gs_core.arrays import RawTensor, to_raw
 from gs_core.errors import CalibrationError, PlanError
 from gs_core.interfaces import Adapter, Block, LayerNumbers, OnSite, StaticInput
+from gs_core.pipeline import Progress
 from gs_core.watching import fake_quantizer
 from gs_schemas import QuantizationScheme
 
@@ -33,6 +34,7 @@ def evaluate(
     windows: int = 64,
     device: str = "cpu",
     adapter: str | Adapter | None = None,
+    progress: Progress = lambda stage, block, blocks: None,
 ) -> Evaluation:
     """Perplexity on the first ``windows`` windows of a text, each judged on its own, in float32.
 
@@ -47,12 +49,15 @@ def evaluate(
         raise PlanError([f"windows of {seq_len} tokens: the model takes at most {limit}; lower --seq-len"])
     batches = calibration.batches(tokens)
     states: list[dict[str, RawTensor] | None] = [None] * len(batches)
-    for index in range(len(opened.model.blocks)):
+    blocks = len(opened.model.blocks)
+    for index in range(blocks):
+        progress("evaluate", index, blocks)
         block = opened.model.block(index, (batches[0], states[0]))
         on_site = _on_site(block, opened.numbers)
         for number, batch in enumerate(batches):
             outputs = block.run(batch, states[number], on_site)
             states[number] = {name: to_raw(array) for name, array in outputs.items()}
+    progress("evaluate", blocks, blocks)
     losses = [opened.model.losses(batch, state or {}) for batch, state in zip(batches, states, strict=True)]
     mean = float(np.mean(np.concatenate(losses)))
     schemes = sorted({numbers.scheme.describe() for numbers in opened.numbers.values()})

@@ -5,7 +5,7 @@ Shapes: a weight is always ``(out_features, in_features)``; an activation at a s
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ import numpy as np
 from gs_core.arrays import Array, RawTensor, namespace
 from gs_core.quantized import QuantizedTensor
 from gs_core.storage import Checkpoint, Tensor
-from gs_schemas import QuantizationScheme, Strict
+from gs_schemas import QuantizationArgs, QuantizationScheme, Strict
 
 # --- what a model is made of ---------------------------------------------------------------------------------
 
@@ -24,7 +24,7 @@ class LayerInfo:
     """One weight that can be quantized, known before any weight is read.
 
     ``name`` is the layer's full name as the checkpoint spells it, without ``.weight``; ``dtype`` is the name of
-    the dtype it is stored in.
+    the dtype it is stored in; ``alias`` is the name of its module where that is spelt otherwise.
     """
 
     name: str
@@ -32,6 +32,7 @@ class LayerInfo:
     shape: tuple[int, int]
     site: str
     dtype: str
+    alias: str = ""
 
 
 class Layer(ABC):
@@ -57,6 +58,12 @@ class Layer(ABC):
     def dtype(self) -> str:
         """The dtype name the checkpoint stores this weight in (scales follow it)."""
         return self.info.dtype
+
+    @property
+    def args(self) -> QuantizationArgs:
+        """The numbers for its weight (``scheme.weights``)."""
+        assert self.scheme.weights is not None, f"{self.name} stays in floating point"
+        return self.scheme.weights
 
     @abstractmethod
     def weight(self) -> Array:
@@ -169,6 +176,8 @@ class Model(ABC):
 
     name: str
     layers: list[LayerInfo]
+    warnings: Sequence[str] = ()
+    """What a user should know about how it was opened."""
     kept: dict[str, str]
     """Modules that could be mistaken for layers but stay in floating point: name, and why."""
 
@@ -281,11 +290,15 @@ class Algorithm:
     Options: ClassVar[type[Strict]] = Strict
 
     def __init__(self, options: Any = None):
-        self.options = options if options is not None else self.Options()
+        self.options: Any = options if options is not None else self.Options()
 
     def unsupported(self, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:
         """Why it cannot treat this layer so, or ``None``. Asked while planning."""
         return None
+
+    def scatters(self, scheme: QuantizationScheme) -> bool:
+        """Whether its tensors come with a ``group_index``. Asked while planning: few formats can hold one."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -315,8 +328,8 @@ class Finished:
     files: Sequence[Path]
     shards: Mapping[str, Mapping[str, int]]
     """File name → tensor name → bytes."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """What algorithms decided that a reader must know (``act_order``)."""
+    aliases: Mapping[str, str]
+    """Module names of the layers whose modules are spelt otherwise than the checkpoint spells them."""
 
 
 class CheckpointFormat:
@@ -324,6 +337,8 @@ class CheckpointFormat:
 
     quant_method: ClassVar[str] = ""
     """The ``quant_method`` of the ``quantization_config`` it reads."""
+    holds_group_index: ClassVar[bool] = False
+    """Whether it can say that a group's input features are not neighbours."""
 
     def unsupported(self, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:
         """Why it cannot hold this layer so, or ``None``. Asked while planning."""
@@ -332,6 +347,11 @@ class CheckpointFormat:
     def layout(self, scheme: QuantizationScheme) -> str:
         """The name of the layout that ``pack`` is asked for (``pack-quantized``)."""
         return self.quant_method
+
+    def fit(self, layer: LayerInfo, scheme: QuantizationScheme) -> tuple[QuantizationScheme, str] | None:
+        """Another scheme in place of the asked one, and why, where engines compute this layer only so. Shown in
+        the plan and the report."""
+        return None
 
     def conflicts(self, layers: Mapping[str, QuantizationScheme | None]) -> list[str]:
         """What cannot stand together in one checkpoint. Asked while planning."""

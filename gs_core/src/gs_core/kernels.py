@@ -22,7 +22,7 @@ class Choice:
 
 def choose(request: Request, kernels: Mapping[str, Kernel]) -> Choice:
     """Highest priority first, names in order among equals. Raises ``PlanError`` with every objection."""
-    objections = []
+    objections: list[tuple[str, str]] = []
     for name, kernel in sorted(kernels.items(), key=lambda item: (-item[1].priority, item[0])):
         objection = kernel.unsupported(request)
         if objection is None:

@@ -40,7 +40,9 @@ class Sample(Accumulator):
 
     def update(self, x: Array) -> None:
         step = max(1, x.shape[0] // self._per_batch)
-        self._rows.append(x[::step, ...][: self._per_batch, ...])
+        rows = x[: min(x.shape[0], step * self._per_batch) : step, ...]
+        # A copy: a view would keep every activation of every batch in memory.
+        self._rows.append(namespace(x).asarray(rows, copy=True))
 
     def rescale(self, scale: Array) -> bool:
         self._rows = [rows / scale for rows in self._rows]
@@ -48,7 +50,8 @@ class Sample(Accumulator):
 
     def result(self) -> Array:
         xp = namespace(self._rows[0])
-        return xp.concat(self._rows, axis=0)[:SAMPLE_ROWS, ...]
+        rows = xp.concat(self._rows, axis=0)
+        return rows[: min(rows.shape[0], SAMPLE_ROWS), ...]
 
 
 def static_input(range_: tuple[Array, Array], sample: Array, args: QuantizationArgs, dtype: str) -> StaticInput:

@@ -12,7 +12,7 @@ from gs_core.arrays import RawTensor, namespace
 from gs_core.errors import CheckpointError
 from gs_core.interfaces import Block, Finished, Layer, Output, StaticInput, Transform
 from gs_core.journal import Activations, Journal
-from gs_core.plan import Plan, Row
+from gs_core.planning import Plan, Row
 from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Stages, implements
 from gs_core.storage import StoredTensor, Tensor, read_header
@@ -146,11 +146,11 @@ class _Line:
         except ValueError as error:
             return str(error)
         after = block.run(tokens, previous)["hidden"]
-        error = channel_error(before, after)
-        if error <= PROOF_TOLERANCE:
+        change = channel_error(before, after)
+        if change <= PROOF_TOLERANCE:
             return applied
         undo()
-        return f"the float block changes by {error:.1e}, over {PROOF_TOLERANCE:.0e}"
+        return f"the float block changes by {change:.1e}, over {PROOF_TOLERANCE:.0e}"
 
     def _quantize(
         self, block: Block, layers: Sequence[Layer], watch: Watch, static: Mapping[str, StaticInput | None]
@@ -254,5 +254,5 @@ def _finished(plan: Plan, journal: Journal) -> Finished:
     }
     schemes = {row.layer.name: row.scheme for row in plan.rows if row.scheme is not None}
     kept = [row.layer.name for row in plan.rows if row.scheme is None] + list(plan.model.kept)
-    options = {name: algorithm.options.model_dump(mode="json") for name, algorithm in plan.algorithms.items()}
-    return Finished(plan.model.config(), schemes, kept, plan.model.files(), shards, options)
+    aliases = {row.layer.name: row.layer.alias for row in plan.rows if row.layer.alias}
+    return Finished(plan.model.config(), schemes, kept, plan.model.files(), shards, aliases)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gs_core.journal import REPORT, Journal
-from gs_core.plan import Plan
+from gs_core.planning import Plan
 from gs_core.storage import write_json
 
 

@@ -9,7 +9,7 @@ from gs_core.arrays import Array, astype, namespace
 from gs_core.errors import CalibrationError
 from gs_core.interfaces import Accumulator, Batch, Block, ChannelScale, OnSite, Site, StaticInput
 from gs_core.observers import Range, Sample, static_input
-from gs_core.plan import Row, static_inputs
+from gs_core.planning import Row, static_inputs
 from gs_core.stages import Stages, implements
 from gs_schemas import QuantizationScheme
 

@@ -5,6 +5,7 @@ from gs_schemas.numbers import NUMBER_FORMATS, NumberFormat
 from gs_schemas.presets import RECIPES, SCHEMES, recipe
 from gs_schemas.recipe import AlgorithmSpec, Calibration, Override, Recipe, load_yaml, matches
 from gs_schemas.scheme import QuantizationArgs, QuantizationScheme, Strict
+from gs_schemas.values import parse_settings, with_values
 
 __all__ = [
     "NUMBER_FORMATS",
@@ -22,7 +23,9 @@ __all__ = [
     "did_you_mean",
     "load_yaml",
     "matches",
+    "parse_settings",
     "recipe",
     "unknown",
     "validate",
+    "with_values",
 ]

@@ -44,7 +44,7 @@ def validate(model: type[Model], data: Any, what: str) -> Model:
         raise SchemaError.from_pydantic(what, error, model) from None
 
 
-def _sentence(item, model: type[BaseModel]) -> str:
+def _sentence(item: Any, model: type[BaseModel]) -> str:
     path = ".".join(str(part) for part in item["loc"])
     kind = item["type"]
     given = item.get("input")
@@ -73,7 +73,7 @@ def _fields_at(model: type[BaseModel], path: tuple) -> list[str]:
     return list(found.model_fields) if found else []
 
 
-def _model_in(annotation) -> type[BaseModel] | None:
+def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     inner = (_model_in(arg) for arg in getattr(annotation, "__args__", ()))

@@ -13,7 +13,7 @@ from gs_core.storage import Tensor
 from gs_hf.folding import find_folds, fold
 from gs_hf.naming import Place
 from gs_hf.running import take_up
-from gs_hf.watch import Use, Watch, identity
+from gs_hf.watch import OnUse, Use, Watch, identity
 
 if TYPE_CHECKING:
     from gs_hf.model import HFModel
@@ -77,7 +77,7 @@ class HFBlock(Block):
         return self.compute(tokens, take_up(previous, self.model.device), self._listener(on_site))
 
     def compute(
-        self, tokens: np.ndarray, previous: dict[str, torch.Tensor] | None, on_use=None
+        self, tokens: np.ndarray, previous: dict[str, torch.Tensor] | None, on_use: OnUse | None = None
     ) -> dict[str, torch.Tensor]:
         runner = self.model.runner
         assert runner is not None, "the block was opened without weights"
@@ -86,7 +86,7 @@ class HFBlock(Block):
         with Watch(self.parameters, on_use):
             return runner.block(self.index, tokens, previous)
 
-    def _listener(self, on_site: OnSite | None):
+    def _listener(self, on_site: OnSite | None) -> OnUse | None:
         """Call ``on_site`` once for each tensor that arrives at a site, however many layers it feeds."""
         if on_site is None:
             return None

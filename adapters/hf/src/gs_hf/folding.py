@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from gs_core import ChannelScale, Fold
+from gs_core import CalibrationError, ChannelScale, Fold
 from gs_core.arrays import astype
 from gs_hf.naming import Place
 from gs_hf.watch import Use
@@ -21,7 +21,7 @@ from gs_hf.watch import Use
 if TYPE_CHECKING:
     from gs_hf.block import HFBlock
 
-TOKENS = 16
+SAMPLES, TOKENS = 2, 16
 TOLERANCE = 1e-4
 
 
@@ -38,14 +38,13 @@ class Prober:
 
     def __init__(self, block: "HFBlock", tokens: np.ndarray, previous: dict[str, torch.Tensor] | None):
         self.block = block
-        self.tokens = tokens[:1, :TOKENS]
-        self.previous = None
-        if previous is not None:
-            full = tokens.shape[:2]
-            cut = {n: v[:1, :TOKENS] if tuple(v.shape[:2]) == full else v for n, v in previous.items()}
-            self.previous = {n: v.clone() for n, v in cut.items()}
         self.generator = torch.Generator().manual_seed(0)
-        self.base = self.run()
+        self.tokens, self.previous = _cut(tokens, previous)
+        try:
+            self.base = self.run()
+        except CalibrationError:  # some models do not take sequences as short as the cut
+            self.tokens, self.previous = tokens, previous
+            self.base = self.run()
 
     def bits(self, channels: int) -> torch.Tensor:
         """Random ones and twos."""
@@ -80,6 +79,26 @@ class Prober:
 
     def unchanged(self, seen: Seen) -> bool:
         return _close(seen.hidden, self.base.hidden)
+
+
+def _cut(
+    tokens: np.ndarray, previous: dict[str, torch.Tensor] | None
+) -> tuple[np.ndarray, dict[str, torch.Tensor] | None]:
+    """The first tokens of the first samples, where it can be told which axes of what came before those are."""
+    if previous is None:
+        return tokens[:SAMPLES, :TOKENS], None
+    cut = {}
+    for name, value in previous.items():
+        axes = tuple(value.shape[:2])
+        if axes == tokens.shape:
+            cut[name] = value[:SAMPLES, :TOKENS].clone()
+        elif axes == tokens.shape[::-1]:
+            cut[name] = value[:TOKENS, :SAMPLES].clone()
+        elif name == "length":
+            cut[name] = value
+        else:
+            return tokens, previous
+    return tokens[:SAMPLES, :TOKENS], cut
 
 
 def find_folds(block: "HFBlock", tokens: np.ndarray, previous: dict[str, torch.Tensor] | None) -> list[Fold]:
@@ -151,17 +170,21 @@ def _with_unseen_experts(prober: Prober, sites: list[str]) -> list[str]:
 
 def _norm_offset(prober: Prober, module: torch.nn.Module, weight: torch.nn.Parameter) -> float | None:
     """0 for a norm that multiplies by its weight, 1 for one that multiplies by 1 + weight, None for another."""
-    x = torch.randn(4, weight.shape[0], generator=prober.generator).to(weight.device)
-    kept = weight.data.clone()
-    bias = module._parameters.get("bias")
+    inputs: list[tuple] = []
+    handle = module.register_forward_pre_hook(lambda m, given: inputs.append(given))
+    try:
+        prober.run()
+    finally:
+        handle.remove()
+    if not inputs or len(inputs[0]) != 1:
+        return None  # it wants more than one tensor: nothing that this can fold into
+    bias, kept = module._parameters.get("bias"), weight.data.clone()
     try:
         for offset in (0.0, 1.0):
             weight.data.fill_(-offset)
-            out = module(x)
+            out = module(*inputs[0])
             if _close(out, torch.zeros_like(out) + (0 if bias is None else bias)):
                 return offset
-    except (TypeError, RuntimeError, AttributeError):
-        return None  # it wants more than one tensor: nothing that this can fold into
     finally:
         weight.data.copy_(kept)
     return None
@@ -281,7 +304,8 @@ def fold(block: "HFBlock", transform: ChannelScale) -> tuple[ChannelScale, Calla
     for site in transform.fold.sites:
         for parameter, expert in block.model.found.keys_at[site]:
             value = keep(parameter)
-            (value if expert is None else value[expert]).mul_(expanded)
+            part = value if expert is None else value[expert]
+            part.mul_(expanded[:, None] if parameter in block.model.found.transposed else expanded)
     block.changed |= set(kept)
 
     def undo() -> None:

@@ -14,7 +14,7 @@ Key = tuple[str, int | None]
 """A parameter, and which expert's slice of it."""
 
 SMALLEST = 8
-"""A matrix with fewer rows than this is a gate, not a layer: nothing to gain, and no kernel takes it."""
+"""A matrix with fewer rows or columns than this is a gate: nothing to gain, and no kernel takes it."""
 
 
 class Layers:
@@ -30,7 +30,7 @@ class Layers:
         self.naming, self.checkpoint, self.blocks = naming, checkpoint, blocks
         self.infos: list[LayerInfo] = []
         self.places: dict[str, list[Place]] = {}
-        self.transposed: dict[str, bool] = {}
+        self.transposed = {name for name, use in seen.uses.items() if use.transposed}
         self.kept: dict[str, str] = {}
         self.site_of: dict[Key, str] = {}
         self.keys_at: dict[str, list[Key]] = defaultdict(list)
@@ -95,7 +95,7 @@ class Layers:
         for layer, places, use in layers:
             info = self._info(layer, places, use, block, name)
             infos.append(info)
-            self.places[layer], self.transposed[layer] = places, use.transposed
+            self.places[layer] = places
         self.infos += infos
         self.sites[block][name] = Site(name, infos[0].shape[1], tuple(i.name for i in infos))
 
@@ -130,8 +130,8 @@ class Layers:
         rows = int(value.shape[-2])
         if expert is None and rows in self._neighbouring_experts(parameter):
             return "routes tokens to experts"
-        if rows < SMALLEST:
-            return f"only {rows} rows"
+        if min(value.shape[-2:]) < SMALLEST:
+            return f"only {rows} by {value.shape[-1]}"
         return None
 
     def _neighbouring_experts(self, parameter: str) -> set[int]:
@@ -142,7 +142,9 @@ class Layers:
     def _info(self, layer: str, places: list[Place], use: Use, block: int, site: str) -> LayerInfo:
         stored = self.checkpoint[places[0].source]
         rows, columns = stored.shape[-2:]
-        return LayerInfo(layer, block, (int(rows), int(columns)), site, stored.dtype)
+        module = _module_of(places[0].parameter) if places[0].expert is None else layer
+        alias = module if module != layer else ""
+        return LayerInfo(layer, block, (int(rows), int(columns)), site, stored.dtype, alias)
 
     def _report_unused(self, seen: Topology) -> None:
         """Linear layers that the watched run never reached stay in floating point, and are said to."""

@@ -51,8 +51,12 @@ class HFModel(Model):
                 f"{folder}: the checkpoint has no weights for {', '.join(missing[:3])}"
                 f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}; it is incomplete"
             )
-        self._blocks = find_blocks(module)
         seen = topology.observe(module)
+        self._blocks = find_blocks(module, seen.uses)
+        inseparable = topology.why_inseparable(module, self._blocks) if self._blocks != [""] else None
+        if inseparable:
+            self._blocks = [""]
+            self.warnings = [f"the whole model is treated as one block, and must fit in memory: {inseparable}"]
         self.found = Layers(module, self.naming, checkpoint, self._blocks, seen)
         self.layers: list[LayerInfo] = self.found.infos
         self.kept = self.found.kept
@@ -110,7 +114,7 @@ class HFModel(Model):
     def fingerprint(self) -> str:
         digest = hashlib.sha256(json.dumps(self._config, sort_keys=True).encode())
         for name, tensor in sorted(self.checkpoint.tensors.items()):
-            digest.update(f"{name} {tensor.dtype} {tensor.shape} {tensor.path.name} {tensor.offset}".encode())
+            digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
         for path in self.checkpoint.files:
             status = path.stat()
             digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
@@ -130,7 +134,8 @@ class HFModel(Model):
         return np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
 
     def vocabulary(self) -> int:
-        return int(self.module.get_input_embeddings().weight.shape[0])
+        weight = getattr(self.module.get_input_embeddings(), "weight", None)
+        return int(weight.shape[0] if weight is not None else self.module.config.get_text_config().vocab_size)
 
     def max_tokens(self) -> int | None:
         config = getattr(self.module, "config", None)

@@ -8,6 +8,7 @@ checkpoint tensor, and where in a parameter it goes. Everything else of the adap
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -49,7 +50,7 @@ class Naming:
 class Opaque:
     """Parameters computed by transformers' own converter from these checkpoint tensors, by pattern."""
 
-    converter: object
+    converter: Any
     target: str
     sources: dict[str, list[str]]
 
@@ -63,7 +64,7 @@ def name_places(module: torch.nn.Module, sources: Shapes) -> Naming:
     naming = Naming()
     renamings, converters = _conversions(module)
     prefix = getattr(module, "base_model_prefix", None)
-    groups: dict[str, tuple[object, dict[str, list[str]]]] = {}
+    groups: dict[str, tuple[Any, dict[str, list[str]]]] = {}
     for source in _natural(sources):
         target, pattern = _rename(source, renamings, converters, prefix, module)
         if target not in state and source in state:
@@ -102,7 +103,9 @@ def _natural(names: Shapes) -> list[str]:
     return sorted(names, key=dot_natural_key)
 
 
-def _rename(source: str, renamings: list, converters: list, prefix: str | None, module: torch.nn.Module):
+def _rename(
+    source: str, renamings: list, converters: list, prefix: str | None, module: torch.nn.Module
+) -> tuple[str, str | None]:
     from transformers.core_model_loading import rename_source_key
 
     if not prefix:
@@ -117,7 +120,7 @@ def _state_cache(module: torch.nn.Module) -> dict:
     return cached
 
 
-def _place_group(naming: Naming, converter, target: str, collected: dict, sources: Shapes, state: Shapes) -> None:
+def _place_group(naming: Naming, converter: Any, target: str, collected: dict, sources: Shapes, state: Shapes) -> None:
     """Say a conversion in places where it only stacks, concatenates or cuts rows; keep it opaque otherwise."""
     steps = [(type(op).__name__, getattr(op, "dim", None)) for op in converter.operations]
     ordered = [collected[p] for p in converter.source_patterns if p in collected]

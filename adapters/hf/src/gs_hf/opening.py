@@ -34,7 +34,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
 
 
-def auto_config(folder: Path):
+def auto_config(folder: Path) -> Any:
     """The configuration object, without the quantization entry: weights arrive dequantized."""
     from transformers import AutoConfig
 

@@ -5,7 +5,8 @@ exactly its own. Blocks before the wanted one answer with what the one before it
 wanted one computes; then the forward is abandoned.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,23 +39,55 @@ class Runner:
         if self.whole:
             return {"hidden": _first_tensor(self._forward(tokens))}
         answer = unflatten(previous) if previous is not None else None
+        return flatten(self.returns_at(index, tokens, [answer] * index))
 
-        def compute(number: int, call: Callable[[], Any]) -> Any:
-            if number < index and answer is not None:
-                return answer
+    @torch.no_grad()
+    def returns_at(self, index: int, tokens: np.ndarray, answers: Sequence[Any]) -> Any:
+        """What block ``index`` returns when the blocks before it return ``answers``."""
+
+        def compute(number: int, call: partial) -> Any:
+            if number < index:
+                return answers[number]
             raise Finished(call())
 
-        return flatten(self._call(tokens, compute))
+        return self._call(tokens, compute)
+
+    @torch.no_grad()
+    def returns(self, tokens: np.ndarray) -> list[Any]:
+        """What every block returns in one whole run."""
+        answers: list[Any] = [None] * len(self.blocks)
+
+        def keep(number: int, call: partial) -> Any:
+            answers[number] = call()
+            return answers[number]
+
+        self._call(tokens, keep)
+        return answers
+
+    @torch.no_grad()
+    def arrives(self, index: int, tokens: np.ndarray, answers: Sequence[Any]) -> list[torch.Tensor]:
+        """The tensors that block ``index`` is called with when the blocks before it return ``answers``."""
+
+        def stop(number: int, call: partial) -> Any:
+            if number < index:
+                return answers[number]
+            raise Finished([call.args, call.keywords])
+
+        return [t for t in _tensors(self._call(tokens, stop)) if not isinstance(t, torch.nn.Parameter)]
 
     @torch.no_grad()
     def head(self, tokens: np.ndarray, last: Outputs) -> torch.Tensor:
         """Logits, ``(batch, seq_len, vocabulary)``, from the last block's output."""
         if self.whole:
             return last["hidden"]
-        answer = unflatten(last)
-        return _first_tensor(self._call(tokens, lambda number, call: answer))
+        return self.end(tokens, [unflatten(last)] * len(self.blocks))
 
-    def _call(self, tokens: np.ndarray, compute: Callable[[int, Callable[[], Any]], Any]) -> Any:
+    @torch.no_grad()
+    def end(self, tokens: np.ndarray, answers: Sequence[Any]) -> torch.Tensor:
+        """Logits, when the blocks return ``answers``."""
+        return _first_tensor(self._call(tokens, lambda number, call: answers[number]))
+
+    def _call(self, tokens: np.ndarray, compute: Callable[[int, partial], Any]) -> Any:
         for number, block in enumerate(self.blocks):
             block.forward = _standing(block, number, compute)
         try:
@@ -75,11 +108,11 @@ class Runner:
             ) from error
 
 
-def _standing(block: torch.nn.Module, number: int, compute: Callable[[int, Callable[[], Any]], Any]) -> Callable:
+def _standing(block: torch.nn.Module, number: int, compute: Callable[[int, partial], Any]) -> Callable:
     original = type(block).forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return compute(number, lambda: original(block, *args, **kwargs))
+        return compute(number, partial(original, block, *args, **kwargs))
 
     return forward
 
@@ -104,6 +137,14 @@ def unflatten(arrays: Outputs) -> Any:
     if "length" not in arrays:
         return arrays["hidden"]
     return (arrays["hidden"], *(arrays.get(str(i)) for i in range(1, int(arrays["length"]))))
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for item in value for t in _tensors(item)] if isinstance(value, list | tuple) else []
 
 
 def to_torch(raw: RawTensor, device: str = "cpu") -> torch.Tensor:

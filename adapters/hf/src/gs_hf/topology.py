@@ -4,17 +4,21 @@ No weight is read: every parameter is one number seen through zero strides, and 
 answered with constants, so a model of any size is watched in seconds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
-from gs_core import CheckpointError
+from gs_core import CalibrationError, CheckpointError
+from gs_hf.running import Runner, flatten, unflatten
 from gs_hf.watch import Use, Watch, identity
 
-PROBE_TOKENS = 8
+PROBE = np.arange(16, dtype=np.int64).reshape(2, 8) % 7 + 2
+"""Plain token ids: small, so that every vocabulary has them; two rows, because some models pair rows."""
+CHECKED_BLOCKS = 6
 
 
 @dataclass
@@ -27,14 +31,23 @@ class Topology:
     """Parameters that were given one tensor, by groups in the order of execution."""
 
 
-def observe(module: torch.nn.Module, device: str = "cpu") -> Topology:
-    """Watch one forward of a module whose parameters may all be on the meta device."""
+def observe(module: torch.nn.Module) -> Topology:
+    """Watch a module run whose parameters may all be on the meta device. Raises ``CheckpointError``."""
     topology = Topology()
+    with _thin_parameters(module) as parameters, torch.no_grad():
+        # Twice, with outputs rising and falling: what routes by its largest output then takes both ends.
+        for sign in (1.0, -1.0):
+            _observe_once(module, parameters, sign, topology)
+    return topology
+
+
+def _observe_once(
+    module: torch.nn.Module, parameters: dict[str, torch.Tensor], sign: float, topology: Topology
+) -> None:
     groups: dict[tuple, list[str]] = {}
     alive: list[torch.Tensor] = []
 
-    def on_use(use: Use, x: torch.Tensor, compute, weight: torch.Tensor) -> torch.Tensor:
-        out = weight.shape[-1] if use.transposed or weight.ndim > 2 else weight.shape[0]
+    def on_use(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
         if use.parameter not in topology.uses:
             topology.uses[use.parameter] = use
             alive.append(x)  # a freed tensor's storage could come back as another one's
@@ -42,19 +55,70 @@ def observe(module: torch.nn.Module, device: str = "cpu") -> Topology:
         if weight.ndim > 2:
             return compute(x)
         # Not a constant along the features: a norm of constants would be zero, and zero can be divided by.
-        return torch.linspace(-1, 1, out, dtype=x.dtype).expand(*x.shape[:-1], out).clone()
+        rising = torch.linspace(-sign, sign, use.outputs, dtype=x.dtype)
+        return rising.expand(*x.shape[:-1], use.outputs).clone()
 
-    with _thin_parameters(module) as parameters, Watch(parameters, on_use), torch.no_grad():
-        tokens = torch.from_numpy(np.arange(PROBE_TOKENS, dtype=np.int64)[None] % 7 + 2)
-        try:
-            module(tokens, **({"use_cache": False} if hasattr(module, "config") else {}))
-        except Exception as error:  # the model is a stranger's code
-            raise CheckpointError(
-                f"the model does not run on plain token ids, so its layers cannot be found: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-    topology.together = list(groups.values())
-    return topology
+    try:
+        with Watch(parameters, on_use):
+            module(torch.from_numpy(PROBE), **({"use_cache": False} if hasattr(module, "config") else {}))
+    except Exception as error:  # the model is a stranger's code
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"the model does not run on plain token ids, so its layers cannot be found: {reason}"
+        ) from error
+    topology.together += groups.values()
+
+
+def why_inseparable(module: torch.nn.Module, blocks: list[str]) -> str | None:
+    """Why the blocks cannot be run one at a time, or None when they can.
+
+    They can when a block is called with, and returns, the same tensors whatever the blocks before its predecessor
+    returned.
+    """
+
+    def answer(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
+        if use.expert is not None:
+            return compute(x)
+        # Follows the input, so that a difference between two runs would show.
+        mixed = (x * torch.cos(torch.arange(x.shape[-1]))).mean(-1, keepdim=True)
+        mixed = mixed + torch.linspace(-1, 1, use.outputs, dtype=x.dtype)
+        return mixed.expand(*x.shape[:-1], use.outputs).clone()
+
+    runner = Runner(module, blocks, "cpu")
+    indices = sorted({round(i * (len(blocks) - 1) / CHECKED_BLOCKS) for i in range(1, CHECKED_BLOCKS + 1)} - {0})
+    try:
+        with _thin_parameters(module) as parameters, Watch(parameters, answer):
+            returned = runner.returns(PROBE)
+            for index in indices:
+                whole = [*runner.arrives(index, PROBE, returned), *flatten(returned[index]).values()]
+                answers = _only_last(returned[:index])
+                alone = [
+                    *runner.arrives(index, PROBE, answers),
+                    *flatten(runner.returns_at(index, PROBE, answers)).values(),
+                ]
+                if not _same(whole, alone):
+                    return f"block {index} takes more from the blocks before it than the last one returns"
+            whole = runner.end(PROBE, returned)
+            alone = runner.end(PROBE, _only_last(returned))
+            if not _same([whole], [alone]):
+                return "what follows the blocks takes more than the last one returns"
+    except CalibrationError as error:
+        return str(error)
+    return None
+
+
+def _only_last(returned: list[Any]) -> list[Any]:
+    """The last answer as it would come back from disk, and something else in place of those before it."""
+    last = flatten(returned[-1])
+    other = {n: v if n == "length" or not v.is_floating_point() else v * 1.5 + 0.25 for n, v in last.items()}
+    return [unflatten(other)] * (len(returned) - 1) + [unflatten(last)]
+
+
+def _same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+    return len(left) == len(right) and all(
+        a.shape == b.shape and bool(torch.equal(torch.nan_to_num(a.float()), torch.nan_to_num(b.float())))
+        for a, b in zip(left, right, strict=True)
+    )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ bare ``F.linear``), so nothing here depends on module classes.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +15,19 @@ from torch.overrides import TorchFunctionMode
 
 @dataclass(frozen=True)
 class Use:
-    """One product ``x @ weight.T``: the parameter, which expert's slice of it, and whether it lies transposed.
+    """One product of an activation with a parameter.
 
-    ``expert`` is None for a plain matrix, and -1 for a product with all experts at once.
+    expert: which slice of a fused parameter; None for a plain matrix, -1 for all experts at once.
+    transposed: the parameter is stored ``(in, out)``. outputs: how many features the product has.
     """
 
     parameter: str
     expert: int | None
     transposed: bool
+    outputs: int
 
 
+PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm, torch.Tensor.mm, torch.bmm)
 OnUse = Callable[[Use, torch.Tensor, Callable[[torch.Tensor], torch.Tensor], torch.Tensor], torch.Tensor]
 """``(use, x, compute, weight)`` to the product; ``compute(x)`` is what would have happened."""
 
@@ -36,18 +40,28 @@ class Watch(TorchFunctionMode):
         self._known = {p.untyped_storage()._cdata: (name, p) for name, p in parameters.items()}
         self._on_use = on_use
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         found = _product(func, args, kwargs)
         if found is None:
             return func(*args, **kwargs)
-        x, weight, transposed, rebuild = found
+        x, weight, as_linear, rebuild = found
         known = self._known.get(weight.untyped_storage()._cdata)
         if known is None:
             return func(*args, **kwargs)
         name, parameter = known
-        use = Use(name, _expert(parameter, weight), transposed)
-        return self._on_use(use, x, lambda y: func(*rebuild(y)[0], **rebuild(y)[1]), weight)
+        use = Use(
+            name,
+            _expert(parameter, weight),
+            not as_linear and _lies_transposed(parameter, weight),
+            int(weight.shape[0 if as_linear else -1]),
+        )
+
+        def compute(y: torch.Tensor) -> torch.Tensor:
+            again, others = rebuild(y)
+            return func(*again, **others)
+
+        return self._on_use(use, x, compute, weight)
 
 
 def _expert(parameter: torch.Tensor, weight: torch.Tensor) -> int | None:
@@ -58,23 +72,31 @@ def _expert(parameter: torch.Tensor, weight: torch.Tensor) -> int | None:
     return (weight.storage_offset() - parameter.storage_offset()) // parameter.stride(0)
 
 
-def _product(func, args, kwargs):
-    """``(x, weight, transposed, rebuild)`` when ``func`` multiplies an activation by a matrix."""
+def _lies_transposed(parameter: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether ``x @ weight`` multiplies by the parameter as it is stored, and not by a transposed view of it."""
+    if parameter.ndim == 2:
+        return weight is parameter
+    return tuple(weight.shape[-2:]) == tuple(parameter.shape[-2:])
+
+
+def _product(func: Any, args: tuple, kwargs: dict) -> tuple[torch.Tensor, torch.Tensor, bool, Callable] | None:
+    """``(x, weight, as_linear, rebuild)`` when ``func`` multiplies an activation by a matrix.
+
+    ``as_linear``: the operand is ``(out, in)``, as ``F.linear`` has it, and not ``(in, out)``.
+    """
     if func is F.linear:
         x, weight = args[0] if args else kwargs["input"], args[1] if len(args) > 1 else kwargs["weight"]
         rest = args[2:]
         others = {k: v for k, v in kwargs.items() if k not in ("input", "weight")}
-        return x, weight, False, lambda y: ((y, weight, *rest), others)
-    if func in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm, torch.bmm, torch.Tensor.bmm):
+        return x, weight, True, lambda y: ((y, weight, *rest), others)
+    if func in PRODUCTS:
         if len(args) != 2 or not all(isinstance(a, torch.Tensor) for a in args) or args[1].ndim < 2:
             return None
         x, weight = args
-        # A transposed view of a stored (out, in) matrix multiplies as F.linear does.
-        stored = weight.stride(-1) == 1 or weight.shape[-1] == 1
-        return x, weight, stored, lambda y: ((y, weight), kwargs)
+        return x, weight, False, lambda y: ((y, weight), kwargs)
     if func in (torch.addmm, torch.Tensor.addmm) and len(args) == 3 and not kwargs:
         bias, x, weight = args
-        return x, weight, True, lambda y: ((bias, y, weight), {})
+        return x, weight, False, lambda y: ((bias, y, weight), {})
     return None
 
 

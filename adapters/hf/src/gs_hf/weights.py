@@ -1,10 +1,12 @@
 """Putting weights into the module, and taking them out: only what is needed, in float32."""
 
+from typing import Any
+
 import torch
 
 from gs_core import CheckpointError
 from gs_core.storage import Checkpoint
-from gs_hf.naming import Naming, Place
+from gs_hf.naming import Naming, Opaque, Place
 from gs_hf.running import to_torch
 
 LAZY_BYTES = 64 * 2**20
@@ -24,7 +26,7 @@ class Weights:
         names = [name for name, _ in self.module.named_parameters()]
         return [n for n in names if n not in known and self.tied.get(n) not in known]
 
-    def _targets(self, opaque) -> list[str]:
+    def _targets(self, opaque: Opaque) -> list[str]:
         first, *others = opaque.converter.target_patterns
         return [opaque.target, *(opaque.target.replace(first, other) for other in others)]
 
@@ -103,7 +105,7 @@ class Weights:
         module = self.module.get_submodule(owner)
         looks_up = isinstance(module, torch.nn.Embedding)
 
-        def load(*_) -> None:
+        def load(*_: Any) -> None:
             handle.remove()
             for name in names:
                 place = (self.naming.by_parameter.get(name) or self.naming.by_parameter[self.tied[name]])[0]
@@ -121,7 +123,7 @@ def _wide(value: torch.Tensor) -> torch.Tensor:
     return value.float() if value.is_floating_point() else value
 
 
-def _convert(opaque, module: torch.nn.Module, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+def _convert(opaque: Opaque, module: torch.nn.Module, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Run transformers' own converter on the checkpoint tensors of one group."""
     from copy import deepcopy
 

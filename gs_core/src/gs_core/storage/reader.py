@@ -11,7 +11,9 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -95,13 +97,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     header.pop("__metadata__", None)
     tensors = [_entry(path, 8 + length, size, name, value) for name, value in header.items()]
     tensors.sort(key=lambda t: t.offset)
-    for before, after in zip(tensors, tensors[1:], strict=False):
+    for before, after in pairwise(tensors):
         if before.offset + before.nbytes > after.offset:
             raise CheckpointError(f"{path}: '{before.name}' and '{after.name}' overlap; the file is damaged")
     return {t.name: t for t in tensors}
 
 
-def _entry(path: Path, base: int, size: int, name: str, value) -> StoredTensor:
+def _entry(path: Path, base: int, size: int, name: str, value: Any) -> StoredTensor:
     try:
         dtype, itemsize = SAFETENSORS_DTYPES[value["dtype"]]
         shape = tuple(value["shape"])

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from gs_core import (
@@ -73,6 +72,10 @@ class GPTQ(Algorithm):
             return "scales by block are not implemented here; use granularity channel or group, or rtn"
         return None
 
+    def scatters(self, scheme: QuantizationScheme) -> bool:
+        grouped = scheme.weights is not None and scheme.weights.granularity == "group"
+        return grouped and self.options.act_order and not self.options.static_groups
+
     @hookimpl
     def observe(self, site: Site) -> Accumulator:
         return Hessian()
@@ -81,7 +84,7 @@ class GPTQ(Algorithm):
     def quantize(self, layers: Sequence[Layer], observed: Mapping[str, Any]) -> dict[str, QuantizedTensor]:
         together: dict[tuple[str, QuantizationArgs, str], list[Layer]] = {}
         for layer in layers:
-            together.setdefault((layer.site, layer.scheme.weights, layer.dtype), []).append(layer)
+            together.setdefault((layer.site, layer.args, layer.dtype), []).append(layer)
         found: dict[str, QuantizedTensor] = {}
         for (site, args, dtype), group in together.items():
             if site in observed and args.granularity != "tensor":
@@ -117,34 +120,36 @@ class GPTQ(Algorithm):
         options = self.options
         features = weight.shape[1]
         diagonal = xp.linalg.diagonal(hessian)
-        order = np.arange(features)
+        taken = natural = xp.arange(features, device=weight.device)
         if options.act_order:
-            order = np.argsort(-np.asarray(diagonal.tolist()), kind="stable")
-        taken = xp.asarray(order, device=weight.device)
+            taken = xp.argsort(-diagonal, stable=True)
+        back = xp.argsort(taken)
         hessian = xp.take(xp.take(hessian, taken, axis=0), taken, axis=1)
         feedback, variance, _ = factor(hessian, options.damping)
-        back = xp.asarray(np.argsort(order), device=weight.device)
+        # An error in a feature that is always zero costs nothing, so it has no say in the scales.
+        variance = xp.where(xp.take(diagonal, taken, axis=0) > 0, variance, xp.zeros_like(variance))
         importance = xp.take(variance, back, axis=0) if options.observer == "hessian" else None
         search = args if importance is None else args.model_copy(update={"observer": "mse"})
         scale, zero_point = numerics.weight_params(weight, search, dtype, importance)
         size = args.group_size or features
         static = options.static_groups or args.granularity != "group"
-        groups = (order // size if static else np.arange(features) // size).tolist()
+        groups = [int(feature) // size for feature in (taken if static else natural)]
         grid = Grid(scale, zero_point, args)
 
-        def choose(now: Array) -> tuple[Array, Array | None]:
+        def choose(now: Array, first: int) -> tuple[Array, Array | None]:
             # One group, taken as a channel of its own.
-            alone = args.model_copy(update={"granularity": "channel", "group_size": None, "observer": "minmax"})
-            return numerics.weight_params(now, alone, dtype)
+            alone = search.model_copy(update={"granularity": "channel", "group_size": None})
+            here = None if importance is None else variance[first : first + size]
+            return numerics.weight_params(now, alone, dtype, here)
 
         ordered = xp.take(weight, taken, axis=1)
         codes = solve(ordered, feedback, groups, grid, options.block_size, None if static else choose)
         if not static:
-            scale = astype(xp.permute_dims(grid.scale, (1, 0)), dtype)
+            scale = astype(xp.permute_dims(grid.scale, (1, 0)), numerics.scale_dtype(args, dtype))
             zero_point = None if grid.zero_point is None else xp.permute_dims(grid.zero_point, (1, 0))
         code_dtype = numerics.code_dtype(args)
         moved = not static and options.act_order
-        index = xp.asarray((np.argsort(order) // size).astype(np.int32), device=weight.device) if moved else None
+        index = astype(back // size, "int32") if moved else None
         return QuantizedTensor(
             astype(xp.take(codes, back, axis=1), code_dtype),
             scale,

@@ -72,8 +72,8 @@ class Grid:
         return codes, decode(codes, scale, zero_point)
 
 
-Choose = Callable[[Array], tuple[Array, Array | None]]
-"""Scale and zero point, ``(rows, 1)`` each, for a group's weights ``(rows, group_size)``."""
+Choose = Callable[[Array, int], tuple[Array, Array | None]]
+"""Scale and zero point, ``(rows, 1)`` each, for a group's weights ``(rows, group_size)`` and its first feature."""
 
 
 def solve(
@@ -96,16 +96,26 @@ def solve(
             current = current + xp.permute_dims(feedback[:start, start:stop], (1, 0)) @ errors[:start, :]
         for i in range(start, stop):
             if choose is not None and (i == 0 or groups[i] != groups[i - 1]):
-                members = [j for j in range(i, features) if groups[j] == groups[i]]
-                now = original[i : i + len(members), :]
-                now = now + xp.permute_dims(feedback[:i, i : i + len(members)], (1, 0)) @ errors[:i, :]
-                grid.set(groups[i], *choose(xp.permute_dims(now, (1, 0))))
+                count = sum(1 for group in groups[i:] if group == groups[i])
+                left = _left(original, feedback, errors, i, i + count)
+                grid.set(groups[i], *choose(xp.permute_dims(left, (1, 0)), i))
             wanted = current[i - start, :]
             if i > start:
                 wanted = wanted + feedback[start:i, i] @ errors[start:i, :]
             codes[i, :], rounded = grid.round(wanted, groups[i])
             errors[i, :] = original[i, :] - rounded
     return xp.permute_dims(codes, (1, 0))
+
+
+def _left(original: Array, feedback: Array, errors: Array, start: int, stop: int) -> Array:
+    """The features from ``start`` to ``stop`` as the errors before them leave them, ``(features, rows)``.
+
+    Each makes up for those before it that moved, too, rounded or not: hence a triangular system, not a product.
+    """
+    xp = namespace(original)
+    arrived = xp.permute_dims(feedback[:start, start:stop], (1, 0)) @ errors[:start, :]
+    among = xp.permute_dims(feedback[start:stop, start:stop], (1, 0))
+    return original[start:stop, :] + xp.linalg.solve(among, arrived)
 
 
 def _transposed(x: Array) -> Array:

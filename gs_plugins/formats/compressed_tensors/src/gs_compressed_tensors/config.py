@@ -3,7 +3,8 @@
 Keys and values: the ``QuantizationConfig`` model of the compressed-tensors library.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gs_core import CheckpointError, QuantizationArgs, QuantizationScheme
@@ -12,41 +13,67 @@ from gs_schemas import matches
 METHOD, PACKED, INTEGER = "compressed-tensors", "pack-quantized", "int-quantized"
 
 
+# transformers decides how to read every expert from the first group whose targets speak of experts, and knows only
+# packed words and float8 there. Plain int8 codes times their scale is the same arithmetic as float8 codes times
+# theirs, so this group, which matches no layer, makes it read them right; vLLM passes over it.
+INT8_EXPERTS = {
+    "targets": ["re:^unmatched experts$"],
+    "weights": {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"},
+}
+
+
+def is_expert(layer: str) -> bool:
+    """Whether the layer is one of a mixture's numbered experts."""
+    return re.search(r"(^|\.)experts\.\d+\.", layer) is not None
+
+
 def layout(scheme: QuantizationScheme) -> str:
     """Weight-only schemes are packed into words; int8 products need plain int8."""
     return PACKED if scheme.inputs is None else INTEGER
 
 
-def to_config(schemes: Mapping[str, QuantizationScheme], kept: Sequence[str], ordered: bool = False) -> dict[str, Any]:
-    """``quantization_config`` for these layers. ``ordered``: weights carry a group index for each input feature.
+def to_config(
+    schemes: Mapping[str, QuantizationScheme], kept: Sequence[str], aliases: Mapping[str, str]
+) -> dict[str, Any]:
+    """``quantization_config`` for these layers.
 
-    With one scheme the group targets every Linear but ``kept``; with several, each names its layers.
+    The scheme of most layers targets every Linear but those in ``ignore``; others name their layers, which wins.
+    Names are given as the checkpoint spells them and, where modules are spelt otherwise, as those are too: engines
+    build their modules under one or the other.
     """
     groups: dict[QuantizationScheme, list[str]] = {}
     for layer, scheme in schemes.items():
         groups.setdefault(scheme.model_copy(update={"name": None}), []).append(layer)
+    # Experts are one fused tensor to an engine, never a Linear: only other layers decide what most layers are.
+    most = max(groups, key=lambda scheme: sum(not is_expert(layer) for layer in groups[scheme]))
     layouts = {layout(scheme) for scheme in groups}
+    experts = any(is_expert(layer) and layout(scheme) == INTEGER for layer, scheme in schemes.items())
     return {
         "quant_method": METHOD,
         "format": layouts.pop() if len(layouts) == 1 else "mixed-precision",
         "quantization_status": "compressed",
-        "config_groups": {
+        "config_groups": ({"experts": INT8_EXPERTS} if experts else {})
+        | {
             f"group_{number}": {
-                "targets": ["Linear"] if len(groups) == 1 else layers,
-                "weights": _args(scheme.weights, "group" if ordered else None),
+                "targets": ["Linear"] if scheme == most else _spellings(layers, aliases),
+                "weights": _args(scheme.weights),
                 "input_activations": _args(scheme.inputs),
                 "output_activations": None,
                 "format": layout(scheme),
             }
             for number, (scheme, layers) in enumerate(groups.items())
         },
-        "ignore": sorted({*kept, "lm_head"}),
+        "ignore": _spellings({*kept, "lm_head"}, aliases),
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }
 
 
-def _args(args: QuantizationArgs | None, actorder: str | None = None) -> dict[str, Any] | None:
+def _spellings(names: Iterable[str], aliases: Mapping[str, str]) -> list[str]:
+    return sorted({*names} | {aliases[name] for name in names if name in aliases})
+
+
+def _args(args: QuantizationArgs | None) -> dict[str, Any] | None:
     if args is None:
         return None
     return {
@@ -57,7 +84,7 @@ def _args(args: QuantizationArgs | None, actorder: str | None = None) -> dict[st
         "group_size": args.group_size,
         "block_structure": None,
         "dynamic": bool(args.dynamic),
-        "actorder": actorder,
+        "actorder": None,  # activation order here keeps groups where they are, which a reader need not know
         "observer": None if args.dynamic else args.observer,
     }
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gs_compressed_tensors.config import INTEGER, METHOD, PACKED, layout, scheme_of, to_config
+from gs_compressed_tensors.config import INTEGER, METHOD, PACKED, is_expert, layout, scheme_of, to_config
 from gs_compressed_tensors.packing import WIDTHS, pack_rows, unpack_rows
 from gs_core import (
     Array,
@@ -14,13 +14,14 @@ from gs_core import (
     Finished,
     LayerInfo,
     Output,
+    QuantizationArgs,
     QuantizationScheme,
     QuantizedTensor,
     StaticInput,
     hookimpl,
     numerics,
 )
-from gs_core.arrays import from_raw, to_numpy, to_raw
+from gs_core.arrays import RawTensor, from_raw, to_numpy, to_raw
 from gs_core.interfaces import LayerNumbers
 from gs_core.storage import INDEX, Checkpoint, DerivedTensor, copy_file, write_json, write_safetensors
 
@@ -53,6 +54,14 @@ class CompressedTensors(CheckpointFormat):
             return "int8 activations are dynamic per token or static per tensor"
         if not weights.symmetric:
             return "int8 products need symmetric weights"
+        return None
+
+    def fit(self, layer: LayerInfo, scheme: QuantizationScheme) -> tuple[QuantizationScheme, str] | None:
+        """Engines have kernels for int8 experts with activations per token alone."""
+        if is_expert(layer.name) and scheme.inputs is not None and scheme.inputs.dynamic is False:
+            inputs = QuantizationArgs(format=scheme.inputs.format, granularity="token", dynamic=True)
+            fitted = QuantizationScheme(weights=scheme.weights, inputs=inputs)
+            return fitted, "engines quantize the activations of experts per token"
         return None
 
     def layout(self, scheme: QuantizationScheme) -> str:
@@ -88,8 +97,6 @@ class CompressedTensors(CheckpointFormat):
             if tensor.zero_point is not None:
                 zero_point = np.ascontiguousarray(to_numpy(tensor.zero_point).T)
                 arrays["weight_zero_point"] = np.ascontiguousarray(pack_rows(zero_point, bits).T)
-            if tensor.group_index is not None:
-                arrays["weight_g_idx"] = tensor.group_index
         else:
             arrays["weight"] = codes
             per_tensor = tensor.args.granularity == "tensor"
@@ -112,8 +119,7 @@ class CompressedTensors(CheckpointFormat):
         weight_map = {tensor: file for file, tensors in final.shards.items() for tensor in tensors}
         total = sum(size for tensors in final.shards.values() for size in tensors.values())
         write_json(output.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        ordered = any(name.endswith(".weight_g_idx") for name in weight_map)
-        config = final.config | {"quantization_config": to_config(final.schemes, final.kept, ordered)}
+        config = final.config | {"quantization_config": to_config(final.schemes, final.kept, final.aliases)}
         write_json(output.folder / "config.json", config)
         for file in final.files:
             copy_file(file, output.folder / file.name)
@@ -139,8 +145,7 @@ class CompressedTensors(CheckpointFormat):
 
 
 _SUFFIXES = (
-    "weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx",
-    "input_scale", "input_zero_point",
+    "weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "input_scale", "input_zero_point",
 )  # fmt: skip
 
 
@@ -152,7 +157,7 @@ def _stored(checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme) -> D
     else:
         rows, columns = (int(n) for n in _array(checkpoint, f"{layer}.weight_shape"))
 
-    def make():
+    def make() -> RawTensor:
         return to_raw(numerics.dequantize(_tensor(checkpoint, layer, scheme, (rows, columns))))
 
     return DerivedTensor(f"{layer}.weight", "float32", (rows, columns), make)
@@ -162,7 +167,7 @@ def _tensor(checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme, shap
     args = scheme.weights
     assert args is not None
     scale = _array(checkpoint, f"{layer}.weight_scale")
-    zero_point = group_index = None
+    zero_point = None
     if layout(scheme) == INTEGER:
         codes = _array(checkpoint, f"{layer}.weight")
     else:
@@ -170,9 +175,7 @@ def _tensor(checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme, shap
         if not args.symmetric:
             packed = np.ascontiguousarray(_array(checkpoint, f"{layer}.weight_zero_point").T)
             zero_point = np.ascontiguousarray(unpack_rows(packed, args.bits, shape[0]).T)
-        if f"{layer}.weight_g_idx" in checkpoint:
-            group_index = _array(checkpoint, f"{layer}.weight_g_idx")
-    return QuantizedTensor(codes, scale.reshape(-1, 1) if scale.ndim == 1 else scale, zero_point, args, group_index)
+    return QuantizedTensor(codes, scale.reshape(-1, 1) if scale.ndim == 1 else scale, zero_point, args)
 
 
 def _static_input(checkpoint: Checkpoint, layer: str) -> StaticInput | None:

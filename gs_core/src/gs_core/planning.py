@@ -61,7 +61,7 @@ class Plan:
             }
             for row in self.rows
         ]
-        kept = [
+        kept: list[dict[str, Any]] = [
             {
                 "layer": name,
                 "shape": None,
@@ -104,6 +104,9 @@ def make(recipe: Recipe, model: Model, adapter: str, device: str) -> Plan:
         if scheme is None or scheme.weights is None:
             scheme, chosen = None, ()
         else:
+            fitted = checkpoint_format.fit(layer, scheme)
+            if fitted:
+                scheme, reason = fitted[0], f"{reason}; {fitted[1]}"
             for why in _objections(layer, scheme, [algorithms[n] for n in chosen], chosen, checkpoint_format):
                 problems.add(why, layer.name)
             served = problems.catch(kernels.choose, Request(scheme, layer.shape, device), available)
@@ -111,7 +114,7 @@ def make(recipe: Recipe, model: Model, adapter: str, device: str) -> Plan:
         rows.append(Row(layer, scheme, chosen, kernel, reason))
     for why in checkpoint_format.conflicts({row.layer.name: row.scheme for row in rows}):
         problems.add(why)
-    warnings = _unmatched(recipe, model, problems)
+    warnings = [*model.warnings, *_unmatched(recipe, model, problems)]
     if not any(row.scheme for row in rows):
         problems.add("no layer is left to quantize: every one is ignored or overridden to float")
     problems.raise_if_any()
@@ -180,6 +183,11 @@ def _objections(
         why = algorithm.unsupported(layer, scheme)
         if why:
             found.append(f"algorithm '{name}': {why}")
+        if algorithm.scatters(scheme) and not checkpoint_format.holds_group_index:
+            found.append(
+                f"algorithm '{name}' would group input features that are not neighbours, which this checkpoint "
+                "format cannot hold; for gptq set static_groups: true"
+            )
     why = checkpoint_format.unsupported(layer, scheme)
     if why:
         found.append(why)

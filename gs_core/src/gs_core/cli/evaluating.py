@@ -1,0 +1,60 @@
+"""``gsq eval``: perplexity, and what quantization costs of it."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gs_core.cli.arguments import AsJson, Device, Model
+from gs_core.cli.errors import one_line_errors
+from gs_core.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from gs_core.evaluation import Evaluation
+
+
+@one_line_errors
+def evaluate(
+    model: Model,
+    text: Annotated[Path, typer.Option(metavar="FILE", help="Text to predict, or token ids as .npy.")],
+    seq_len: Annotated[int, typer.Option(min=2, metavar="L", help="Tokens in a window.")] = 256,
+    windows: Annotated[int, typer.Option(min=1, metavar="N", help="How many windows, from the start.")] = 64,
+    against: Annotated[
+        str | None, typer.Option(metavar="ORIGINAL", help="Measure this folder too, and compare.", show_default=False)
+    ] = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Measure perplexity, of float and quantized folders alike. Lower is better."""
+    from gs_core.errors import CalibrationError
+
+    if not text.exists():
+        raise CalibrationError(f"--text {text}: no such file")
+    found = [_measure(name, text, seq_len, windows, device) for name in (against, model) if name is not None]
+    ratio = found[-1].perplexity / found[0].perplexity
+    if as_json:
+        answer: dict[str, Any] = asdict(found[-1])
+        if against is not None:
+            answer |= {"against": asdict(found[0]), "ratio": ratio}
+        print_json(answer)
+        return
+    print_table(
+        ["model", "numbers", "perplexity"], [[e.model, e.scheme, f"{e.perplexity:.4f}"] for e in found], ["perplexity"]
+    )
+    typer.echo()
+    if against is not None:
+        typer.echo(f"ratio {ratio:.5f}: {_verdict(ratio)}")
+    typer.echo(f"{windows} windows of {seq_len} tokens of {text}")
+
+
+def _measure(model: str, text: Path, seq_len: int, windows: int, device: str) -> "Evaluation":
+    from gs_core.cli.progress import watching
+    from gs_core.evaluation import evaluate
+
+    with watching(f"evaluating {model}") as progress:
+        return evaluate(model, text, seq_len=seq_len, windows=windows, device=device, progress=progress)
+
+
+def _verdict(ratio: float) -> str:
+    return f"perplexity is {abs(ratio - 1):.2%} {'higher' if ratio > 1 else 'lower'} than the original's"

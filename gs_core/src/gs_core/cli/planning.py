@@ -1,0 +1,108 @@
+"""``gsq plan``: what ``gsq quantize`` would do."""
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from gs_core.cli.arguments import AsJson, Device, Format, Model, RecipeName, Settings, read_recipe
+from gs_core.cli.errors import one_line_errors
+from gs_core.cli.output import print_json, print_table
+from gs_core.cli.text import collapse, count, plural, size
+
+if TYPE_CHECKING:
+    from gs_core.planning import Plan, Row
+
+COLUMNS = ("layer", "scheme", "algorithms", "adapter", "format", "kernel", "why")
+
+
+@one_line_errors
+def plan(
+    model: Model,
+    recipe: RecipeName,
+    format: Format = None,
+    set: Settings = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Show what quantize would do to each layer, and why. Reads no weights.
+
+    Exits with 2, and every reason, when it cannot be done.
+    """
+    from gs_core import api
+
+    made = api.plan(model, read_recipe(recipe, set), format=format, device=device)
+    if as_json:
+        print_json(
+            {
+                "model": made.model.name,
+                "recipe": made.recipe.model_dump(mode="json"),
+                "device": made.device,
+                "layers": made.table(),
+                "warnings": list(made.warnings),
+                "totals": totals(made),
+            }
+        )
+        return
+    print_table(COLUMNS, collapsed(made.table()))
+    typer.echo()
+    for warning in made.warnings:
+        typer.secho("warning: ", fg="yellow", bold=True, nl=False)
+        typer.echo(warning)
+    typer.echo(summary(totals(made)))
+
+
+def collapsed(table: list[dict[str, Any]]) -> list[list[str]]:
+    """The rows of ``Plan.table``, one for all layers that differ in their numbers alone."""
+    layers: dict[tuple[str, ...], list[str]] = {}
+    for row in table:
+        rest = tuple(", ".join(row[c]) if c == "algorithms" else row[c] for c in COLUMNS[1:])
+        layers.setdefault(rest, []).append(row["layer"])
+    return [[name, *rest] for rest, names in layers.items() for name in collapse(names)]
+
+
+def totals(made: "Plan") -> dict[str, Any]:
+    """Sizes in bytes; the one after is an estimate."""
+    quantized = [row for row in made.rows if row.scheme is not None]
+    before = made.model.nbytes()
+    return {
+        "blocks": len(made.model.blocks),
+        "layers_quantized": len(quantized),
+        "layers_kept": len(made.table()) - len(quantized),
+        "parameters_quantized": sum(prod(row.layer.shape) for row in quantized),
+        "bytes_before": before,
+        "bytes_after": before - sum(_saved(row) for row in quantized),
+        "needs_calibration_data": made.needs_data,
+    }
+
+
+def _saved(row: "Row") -> int:
+    """Bytes that quantizing one layer saves: codes, scales and zero points for stored floats."""
+    from gs_core import numerics
+    from gs_core.arrays import numpy_dtype
+
+    args = row.scheme.weights if row.scheme else None
+    assert args is not None
+    rows, columns = row.layer.shape
+    height, width = {
+        "tensor": (rows, columns),
+        "group": (1, args.group_size or columns),
+        "block": args.block_size or (1, columns),
+    }.get(args.granularity, (1, columns))
+    scales = -(-rows // height) * -(-columns // width)
+    scale_bits = 8 * numpy_dtype(numerics.scale_dtype(args, row.layer.dtype)).itemsize
+    bits = rows * columns * args.bits + scales * (scale_bits + (0 if args.symmetric else args.bits))
+    return rows * columns * numpy_dtype(row.layer.dtype).itemsize - bits // 8
+
+
+def summary(found: dict[str, Any]) -> str:
+    before, after = found["bytes_before"], found["bytes_after"]
+    data = "needs calibration data" if found["needs_calibration_data"] else "needs no calibration data"
+    return "; ".join(
+        [
+            f"{plural(found['blocks'], 'block')}, {plural(found['layers_quantized'], 'layer')} quantized "
+            f"({count(found['parameters_quantized'])} parameters), {found['layers_kept']} kept in float",
+            f"{size(before)} → about {size(after)}",
+            data,
+        ]
+    )

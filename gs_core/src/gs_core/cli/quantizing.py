@@ -1,0 +1,66 @@
+"""``gsq quantize``: the command that everything else is there for."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gs_core.cli.arguments import Device, Format, Model, RecipeName, Settings, read_recipe
+from gs_core.cli.errors import INTERRUPTED, one_line_errors, stop
+
+
+@one_line_errors
+def quantize(
+    model: Model,
+    recipe: RecipeName,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="OUT", help="An empty folder, or an unfinished run, which goes on."),
+    ],
+    format: Format = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Text file, folder, .jsonl or .npy of token ids.", show_default=False),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Calibration samples.", show_default=False)
+    ] = None,
+    seq_len: Annotated[
+        int | None, typer.Option(min=2, metavar="L", help="Tokens in each of them.", show_default=False)
+    ] = None,
+    device: Device = "cpu",
+    set: Settings = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away an earlier run of ours in OUT.")] = False,
+) -> None:
+    """Quantize MODEL as RECIPE says, into the folder OUT."""
+    chosen = read_recipe(recipe, set)
+    from gs_core import api
+    from gs_core.cli.progress import watching
+    from gs_core.cli.summary import print_summary
+
+    try:
+        with watching(f"opening {model}") as progress:
+            report = api.quantize(
+                model,
+                chosen,
+                output,
+                calibration=calibration,
+                samples=samples,
+                seq_len=seq_len,
+                format=format,
+                device=device,
+                restart=restart,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        stop([_interrupted(output, restart)], INTERRUPTED)
+    print_summary(report)
+
+
+def _interrupted(output: Path, restart: bool) -> str:
+    from gs_core.journal import FOLDER
+
+    if not (output / FOLDER).is_dir():
+        return "interrupted before the first block; nothing was written"
+    again = "the same command without --restart" if restart else "the same command"
+    return f"interrupted; finished blocks are kept in {output}, and {again} goes on from there"

@@ -1,0 +1,104 @@
+"""What ``gsq quantize`` says at its end, from ``Report.data`` alone."""
+
+import re
+from collections.abc import Iterable, Sequence
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from gs_core.cli.output import print_table
+from gs_core.cli.text import collapse, duration, plural, size
+from gs_core.journal import REPORT
+
+if TYPE_CHECKING:
+    from gs_core.report import Report
+
+NOTES = 8
+
+
+def print_summary(report: "Report") -> None:
+    data, run = report.data, report.data["run"]
+    before, after = data["bytes_before"], data["bytes_after"]
+    typer.secho(f"{data['model']} → {report.out}", bold=True)
+    _facts(
+        recipe=[_recipe(data["recipe"])],
+        size=[f"{size(before)} → {size(after)}, {before / after:.2f} times smaller"],
+        layers=[", ".join(f"{plural(number, 'layer')} as {scheme}" for scheme, number in data["schemes"].items())],
+        float=_kept(data["kept_in_float"]),
+        time=[_time(run["seconds_of_this_process"], run["seconds"])],
+        memory=[f"{size(run['peak_memory_bytes'])} at its peak"],
+        notes=_notes(data["notes"]),
+    )
+    typer.echo()
+    _worst(report.worst(5))
+    typer.echo()
+    typer.echo(f"Every layer is in {report.out / REPORT}. What it costs in perplexity:")
+    typer.echo(f"  gsq eval {quote(str(report.out))} --against {quote(data['model'])} --text FILE")
+
+
+def _facts(**facts: Iterable[str]) -> None:
+    for label, lines in facts.items():
+        for number, line in enumerate(lines):
+            typer.echo(f"  {label if number == 0 else '':8}{line}")
+
+
+def _recipe(recipe: dict[str, Any]) -> str:
+    names = ", ".join(algorithm["name"] for algorithm in recipe["algorithms"])
+    return recipe.get("name") or names
+
+
+def _time(this: float, all_blocks: float) -> str:
+    if all_blocks <= this:
+        return duration(this)
+    return f"{duration(this)} this time, {duration(all_blocks)} for all blocks"
+
+
+def _kept(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """One line for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        reasons.setdefault(row["why"], []).append(row["layer"])
+    return [f"{_some(names)}: {why}" for why, names in reasons.items()]
+
+
+def _some(names: Sequence[str], shown: int = 2) -> str:
+    collapsed = collapse(names)
+    if len(collapsed) <= shown:
+        return ", ".join(collapsed)
+    return f"{plural(len(names), 'layer')}, {', '.join(collapsed[:shown])} …"
+
+
+def _notes(notes: Sequence[str]) -> list[str]:
+    """Notes that differ in numbers alone as one, and not too many of them."""
+    alike: dict[str, list[str]] = {}
+    for note in notes:
+        alike.setdefault(re.sub(r"\d+", "*", note), []).append(note)
+    lines = [_together(same) for same in alike.values()]
+    more = sum(map(len, list(alike.values())[NOTES:]))
+    return lines[:NOTES] + ([f"and {more} more, in {REPORT}"] if more else [])
+
+
+def _together(notes: Sequence[str]) -> str:
+    """``layers.{0..3}.up_proj: no token reached it``, or the first of several whose messages differ."""
+    subjects, messages = zip(*(note.split(": ", 1) if ": " in note else (note, "") for note in notes), strict=True)
+    if len({*messages}) > 1:
+        return f"{notes[0]} (and {plural(len(notes) - 1, 'note')} like it)"
+    return f"{_some(subjects)}: {messages[0]}" if messages[0] else _some(subjects)
+
+
+def _worst(rows: Sequence[dict[str, Any]]) -> None:
+    """Squared errors relative to the float layer's output, or to its weight where no data was seen."""
+    print_table(
+        ["worst layers", "scheme", "algorithms", "squared error"],
+        [
+            [
+                row["layer"],
+                row["scheme"],
+                ", ".join(row["algorithms"]),
+                f"{100 * row['error']:#.3g} % of the {row['error_of']}",
+            ]
+            for row in rows
+        ],
+        indent=2,
+    )

@@ -1,0 +1,203 @@
+"""What every checkpoint format owes the line."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from gs_core import numerics
+from gs_core.arrays import RawTensor, astype, from_raw, to_raw
+from gs_core.errors import CheckpointError
+from gs_core.interfaces import Finished, LayerInfo, LayerNumbers, Output, StaticInput
+from gs_core.quantized import QuantizedTensor
+from gs_core.stages import Stages, check_hooks, implements
+from gs_core.storage import Checkpoint, read_header
+from gs_core.testing.suite import SCHEMES, Suite, each_scheme, plugin, sentence
+from gs_schemas import QuantizationScheme
+
+SHAPES = {"blocks.0.q": (64, 96), "blocks.1.down": (96, 64)}
+NAME = "tested"
+
+
+@dataclass
+class Written:
+    """A folder and what went into it."""
+
+    folder: Path
+    tensors: dict[str, QuantizedTensor]
+    inputs: dict[str, StaticInput | None]
+    floats: dict[str, RawTensor]
+    files: list[str]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+
+
+class FormatSuite(Suite):
+    """Tests of a checkpoint format on two blocks of one layer each, under every scheme that it does not refuse.
+
+    The fixture is its installed name, its class, or an instance::
+
+        class TestMine(FormatSuite):
+            @pytest.fixture
+            def checkpoint_format(self):
+                return "mine"
+    """
+
+    dtype: ClassVar[str] = "bfloat16"
+    """What the weights were stored in before, and so what scales are stored in."""
+
+    @pytest.fixture
+    def checkpoint_format(self) -> Any:
+        raise NotImplementedError("give the suite a fixture `checkpoint_format`: a name, a class or an instance")
+
+    @pytest.fixture
+    def tested(self, checkpoint_format: Any) -> Any:
+        return plugin("format", checkpoint_format)
+
+    def claims(self, tested: Any, schemes: dict[str, QuantizationScheme]) -> bool:
+        """Whether it holds layers of these schemes side by side."""
+        infos = [LayerInfo(name, index, SHAPES[name], f"{name}.input", self.dtype) for index, name in enumerate(SHAPES)]
+        refusals = [tested.unsupported(info, schemes[info.name]) for info in infos]
+        assert all(refusal is None or sentence(refusal) for refusal in refusals), "a refusal says why"
+        conflicts = tested.conflicts(schemes)
+        assert all(sentence(conflict) for conflict in conflicts), "a conflict says what conflicts"
+        return not any(refusals) and not conflicts
+
+    @pytest.fixture
+    def claimed(self, tested: Any) -> list[QuantizationScheme]:
+        return [scheme for scheme in SCHEMES.values() if self.claims(tested, dict.fromkeys(SHAPES, scheme))]
+
+    def write(self, tested: Any, schemes: dict[str, QuantizationScheme], folder: Path, dtype: str = "") -> Written:
+        """What the pipeline does with a format."""
+        folder.mkdir()
+        stages, random = Stages({NAME: tested}), np.random.default_rng(0)
+        written = Written(folder / "out", {}, {}, {}, [])
+        written.folder.mkdir()
+        parts: list[list[tuple[str, Any]]] = []
+        for name, shape in SHAPES.items():
+            scheme = schemes[name]
+            assert scheme.weights is not None
+            weight = random.standard_normal(shape).astype(np.float32)
+            tensor = numerics.quantize_weight(weight, scheme.weights, dtype or self.dtype)
+            inputs = static_input(scheme, dtype or self.dtype)
+            packed = stages.pack(NAME, tensor, inputs, tested.layout(scheme))
+            norm = to_raw(astype(random.standard_normal(7).astype(np.float32), self.dtype))
+            parts.append([(f"{name}.{suffix}", array) for suffix, array in packed.items()])
+            parts[-1].append((f"{name}_norm.weight", norm))
+            written.tensors[name], written.inputs[name] = tensor, inputs
+            written.floats[f"{name}_norm.weight"] = norm
+        head = to_raw(astype(random.standard_normal((8, 3)).astype(np.float32), self.dtype))
+        written.floats["lm_head.weight"] = head
+        parts.append([("lm_head.weight", head)])
+        for number, tensors in enumerate(parts):
+            written.files += stages.export(NAME, Output(written.folder, number, len(parts), tensors))
+        shards = {
+            file: {n: t.nbytes for n, t in read_header(written.folder / file).items()}
+            for file in written.files
+            if file.endswith(".safetensors")
+        }
+        tokenizer = folder / "tokenizer.json"
+        tokenizer.write_text("{}")
+        final = Finished({"model_type": "toy"}, schemes, ["lm_head"], [tokenizer], shards, {})
+        written.files += stages.export(NAME, Output(written.folder, len(parts), len(parts), final=final))
+        return written
+
+    def check(self, tested: Any, written: Written) -> None:
+        """Read a folder back: every weight is, to the bit, what its tensor stands for."""
+        checkpoint, numbers = tested.read(Checkpoint(written.folder), written.config)
+        assert sorted(numbers) == sorted(written.tensors)
+        for name, tensor in written.tensors.items():
+            got = astype(from_raw(checkpoint[f"{name}.weight"].read()), "float32")
+            assert np.array_equal(got, numerics.dequantize(tensor)), name
+            self.check_inputs(numbers[name], written.inputs[name])
+        assert set(checkpoint.tensors) == {*written.floats, *(f"{name}.weight" for name in written.tensors)}
+
+    def check_inputs(self, numbers: LayerNumbers, wanted: StaticInput | None) -> None:
+        if wanted is None:
+            assert numbers.inputs is None
+            return
+        assert numbers.inputs is not None
+        assert astype(numbers.inputs.scale, "float32") == astype(wanted.scale, "float32")
+        assert numbers.inputs.zero_point == wanted.zero_point
+
+    # --- what it looks like ----------------------------------------------------------------------------------
+
+    def test_hooks_are_well_formed(self, tested: Any) -> None:
+        check_hooks(tested)
+        assert implements(tested, "pack")
+        assert implements(tested, "export")
+        assert tested.quant_method
+
+    def test_it_holds_some_scheme(self, claimed: list[QuantizationScheme]) -> None:
+        assert claimed, f"it refuses all of {', '.join(SCHEMES)}"
+
+    # --- what it writes --------------------------------------------------------------------------------------
+
+    @each_scheme
+    def test_every_claimed_scheme_comes_back_bit_for_bit(
+        self, tested: Any, scheme: QuantizationScheme, tmp_path: Path
+    ) -> None:
+        schemes = dict.fromkeys(SHAPES, scheme)
+        if not self.claims(tested, schemes):
+            return
+        written = self.write(tested, schemes, tmp_path / "model")
+        self.check(tested, written)
+        _, numbers = tested.read(Checkpoint(written.folder), written.config)
+        for layer in numbers.values():
+            assert essence(layer.scheme) == essence(scheme)
+
+    @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+    def test_scales_of_every_dtype(
+        self, tested: Any, claimed: list[QuantizationScheme], dtype: str, tmp_path: Path
+    ) -> None:
+        self.check(tested, self.write(tested, dict.fromkeys(SHAPES, claimed[0]), tmp_path / "model", dtype))
+
+    def test_layers_of_two_schemes(self, tested: Any, claimed: list[QuantizationScheme], tmp_path: Path) -> None:
+        for number, scheme in enumerate(claimed[1:]):
+            schemes = dict(zip(SHAPES, (claimed[0], scheme), strict=True))
+            if self.claims(tested, schemes):
+                self.check(tested, self.write(tested, schemes, tmp_path / str(number)))
+
+    def test_the_folder_is_a_checkpoint(self, tested: Any, claimed: list[QuantizationScheme], tmp_path: Path) -> None:
+        written = self.write(tested, dict.fromkeys(SHAPES, claimed[0]), tmp_path / "model")
+        assert sorted(written.files) == sorted(path.name for path in written.folder.iterdir())
+        assert (written.folder / "tokenizer.json").read_text() == "{}", "other files are carried over"
+        assert written.config["model_type"] == "toy"
+        assert written.config["quantization_config"]["quant_method"] == tested.quant_method
+        checkpoint = Checkpoint(written.folder)
+        for name, tensor in written.floats.items():
+            raw = checkpoint[name].read()
+            assert (raw.dtype, raw.shape, raw.data.tobytes()) == (tensor.dtype, tensor.shape, tensor.data.tobytes())
+
+    def test_written_again_it_has_the_same_bytes(
+        self, tested: Any, claimed: list[QuantizationScheme], tmp_path: Path
+    ) -> None:
+        """A run that was killed writes its last part again."""
+        once, again = (self.write(tested, dict.fromkeys(SHAPES, claimed[0]), tmp_path / name) for name in "ab")
+        for file in once.files:
+            assert (once.folder / file).read_bytes() == (again.folder / file).read_bytes(), file
+
+    def test_a_config_that_says_nothing_is_refused(
+        self, tested: Any, claimed: list[QuantizationScheme], tmp_path: Path
+    ) -> None:
+        written = self.write(tested, dict.fromkeys(SHAPES, claimed[0]), tmp_path / "model")
+        with pytest.raises(CheckpointError):
+            tested.read(Checkpoint(written.folder), {"quantization_config": {"quant_method": tested.quant_method}})
+
+
+def static_input(scheme: QuantizationScheme, dtype: str) -> StaticInput | None:
+    if scheme.inputs is None or scheme.inputs.dynamic:
+        return None
+    zero_point = None if scheme.inputs.symmetric else np.array([-3.0], np.float32)
+    return StaticInput(astype(np.array([0.037], np.float32), dtype), zero_point)
+
+
+def essence(scheme: QuantizationScheme) -> list[Any]:
+    """What a reader must know of a scheme; how its scales were found is gone."""
+    fields = ("bits", "granularity", "group_size", "block_size", "symmetric", "dynamic")
+    return [args and [getattr(args, field) for field in fields] for args in (scheme.weights, scheme.inputs)]

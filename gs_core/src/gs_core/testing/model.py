@@ -1,0 +1,253 @@
+"""What every model that an adapter opened owes the line."""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from gs_core.arrays import FLOAT_DTYPES, Array, namespace
+from gs_core.interfaces import Adapter, Batch, Block, ChannelScale, Fold, Model
+from gs_core.pipeline import PROOF_TOLERANCE
+from gs_core.storage import DerivedTensor, StoredTensor, Tensor
+from gs_core.testing.suite import Suite, after, forward, numpy, sentence
+from gs_core.watching import channel_error
+
+Case = tuple[Any, Adapter, np.ndarray]
+
+
+class LiveModelSuite(Suite):
+    """Tests of a model that an adapter opened, whatever it was opened from.
+
+    The fixture gives a source (a folder or a live object, small, since each test opens it; its weights large enough
+    that every layer matters), the adapter, and token ids, int64 ``(batch, seq_len)``, that reach every site::
+
+        class TestMine(AdapterSuite):
+            @pytest.fixture
+            def case(self, tmp_path):
+                return write_my_model(tmp_path), MyAdapter(), np.arange(64).reshape(2, 32)
+    """
+
+    device: ClassVar[str] = "cpu"
+
+    tolerance: ClassVar[float] = 1e-4
+    """Relative error of float32 results that are equal but for the order of additions."""
+
+    @pytest.fixture
+    def case(self) -> Case:
+        raise NotImplementedError("give the suite a fixture `case`: source, adapter, tokens")
+
+    @pytest.fixture
+    def model(self, case: Case) -> Model:
+        source, adapter, _ = case
+        return adapter.open(source, self.device)
+
+    @pytest.fixture
+    def tokens(self, case: Case) -> np.ndarray:
+        return case[2]
+
+    @pytest.fixture(params=["first", "last"])
+    def position(self, request: pytest.FixtureRequest) -> str:
+        """Which block a test looks at."""
+        return request.param
+
+    @pytest.fixture
+    def batch(self, model: Model, tokens: np.ndarray, position: str) -> Batch:
+        """What that block receives."""
+        before = range(len(model.blocks) - 1) if position == "last" else range(0)
+        batch: Batch = (tokens, None)
+        for index in before:
+            batch = after(model.block(index, batch), batch)
+        return batch
+
+    @pytest.fixture
+    def block(self, model: Model, position: str, batch: Batch) -> Block:
+        return model.block(0 if position == "first" else len(model.blocks) - 1, batch)
+
+    # --- what it is made of ----------------------------------------------------------------------------------
+
+    def test_layers_sites_and_blocks_agree(self, model: Model, tokens: np.ndarray) -> None:
+        assert len({info.name for info in model.layers}) == len(model.layers) > 0
+        assert not {info.name for info in model.layers} & set(model.kept), "a layer is not kept in floating point"
+        found = []
+        batch: Batch = (tokens, None)
+        for index, name in enumerate(model.blocks):
+            block = model.block(index, batch)
+            assert (block.index, block.name) == (index, name)
+            fed = [layer for site in block.sites.values() for layer in site.layers]
+            assert sorted(fed) == sorted(block.layers), "each layer is fed by one site"
+            for layer in block.layers.values():
+                assert layer.info.block == index
+                assert block.sites[layer.site].features == layer.shape[1]
+                found.append(layer.info)
+            batch = after(block, batch)
+        assert found == model.layers, "in the order of execution"
+
+    def test_every_kept_module_has_a_reason(self, model: Model) -> None:
+        assert all(sentence(reason) for reason in model.kept.values())
+
+    def test_a_block_that_will_not_run_has_the_same_weights(self, model: Model, block: Block) -> None:
+        idle = model.block(block.index, None)
+        assert list(idle.layers) == list(block.layers)
+        for name, layer in idle.layers.items():
+            assert np.array_equal(numpy(layer.weight()), numpy(block.layers[name].weight()))
+
+    def test_weights_are_float32_copies(self, block: Block) -> None:
+        for layer in block.layers.values():
+            weight = layer.weight()
+            assert weight.shape == layer.shape
+            assert weight.dtype == namespace(weight).float32
+            assert layer.dtype in FLOAT_DTYPES
+            kept = numpy(weight).copy()
+            weight *= 0
+            assert np.array_equal(numpy(layer.weight()), kept)
+
+    # --- running ---------------------------------------------------------------------------------------------
+
+    def test_running_twice_is_the_same(self, block: Block, batch: Batch) -> None:
+        once, again = forward(block, batch), forward(block, batch)
+        assert once.shape[:2] == batch[0].shape
+        assert np.array_equal(once, again)
+
+    def test_each_site_is_seen_once_and_in_order(self, block: Block, batch: Batch) -> None:
+        seen: list[tuple[str, Array]] = []
+        forward(block, batch, lambda name, x: seen.append((name, x)))
+        assert [name for name, _ in seen] == list(block.sites)
+        for name, x in seen:
+            assert x.ndim == 2
+            assert x.shape[1] == block.sites[name].features
+            assert x.dtype == namespace(x).float32
+
+    def test_listening_changes_nothing(self, block: Block, batch: Batch) -> None:
+        assert np.array_equal(forward(block, batch, lambda name, x: None), forward(block, batch))
+        same = forward(block, batch, lambda name, x: namespace(x).asarray(x, copy=True))
+        assert np.array_equal(same, forward(block, batch))
+
+    def test_what_a_listener_answers_takes_the_place(self, block: Block, batch: Batch) -> None:
+        before = forward(block, batch)
+        for site in block.sites:
+            halved = forward(block, batch, lambda name, x, site=site: x * 0.5 if name == site else None)
+            assert not np.array_equal(before, halved), site
+
+    def test_a_weight_that_is_set_is_computed_with(self, block: Block, batch: Batch) -> None:
+        before = forward(block, batch)
+        for layer in block.layers.values():
+            kept = layer.weight()
+            layer.set_weight(kept * 0.5)
+            assert np.array_equal(numpy(layer.weight()), numpy(kept * 0.5))
+            assert not np.array_equal(before, forward(block, batch)), layer.name
+            layer.set_weight(kept)
+        assert np.array_equal(forward(block, batch), before)
+
+    def test_a_layer_multiplies_by_the_transpose_of_its_weight(self, block: Block, batch: Batch) -> None:
+        """``(x Q) (W Q)ᵀ = x Wᵀ`` for an orthogonal Q: true only of a weight that is ``(out, in)``, all of it."""
+        before = forward(block, batch)
+        for site in block.sites.values():
+            kept = {name: block.layers[name].weight() for name in site.layers}
+            rotation = random_rotation(site.features, next(iter(kept.values())))
+
+            def rotate(name: str, x: Array, site: Any = site, rotation: Array = rotation) -> Array | None:
+                return x @ rotation if name == site.name else None
+
+            for name, weight in kept.items():
+                block.layers[name].set_weight(weight @ rotation)
+            error = channel_error(before, forward(block, batch, rotate))
+            for name, weight in kept.items():
+                block.layers[name].set_weight(weight)
+                without = channel_error(before, forward(block, batch, rotate))
+                assert error < 0.05 * without, f"{name}: not what its output depends on"
+                block.layers[name].set_weight(weight @ rotation)
+            for name, weight in kept.items():
+                block.layers[name].set_weight(weight)
+
+    def test_losses_are_those_of_the_next_token(self, model: Model, tokens: np.ndarray) -> None:
+        losses = self.losses(model, tokens)
+        assert losses.dtype == np.float64
+        assert losses.shape == (tokens.shape[0], tokens.shape[1] - 1)
+        assert (losses > 0).all()
+        other = tokens.copy()
+        other[:, -1] = (other[:, -1] + 1) % model.vocabulary()
+        changed = ~np.isclose(self.losses(model, other), losses, rtol=self.tolerance)
+        assert changed[:, -1].all(), "the last loss is that of the last token"
+        assert not changed[:, :-1].any(), "a token says nothing about the ones before it"
+
+    def losses(self, model: Model, tokens: np.ndarray) -> np.ndarray:
+        batch: Batch = (tokens, None)
+        for index in range(len(model.blocks)):
+            batch = after(model.block(index, batch), batch)
+        assert batch[1] is not None
+        return model.losses(tokens, batch[1])
+
+    # --- transforms ------------------------------------------------------------------------------------------
+
+    def test_folds_keep_the_function(self, block: Block, batch: Batch) -> None:
+        before, inputs = forward(block, batch), self.inputs(block, batch)
+        for fold in block.folds():
+            transform = random_scale(fold, block)
+            applied, undo = block.apply(transform)
+            assert np.allclose(numpy(applied.scale), numpy(transform.scale), rtol=2**-7), "but for a norm's rounding"
+            assert channel_error(before, forward(block, batch)) <= PROOF_TOLERANCE, fold.producer
+            scale = numpy(fold.expand(applied.scale))
+            for name, x in self.inputs(block, batch).items():
+                wanted = inputs[name] / scale if name in fold.sites else inputs[name]
+                assert channel_error(wanted, x) <= PROOF_TOLERANCE, f"{fold.producer} at {name}"
+            undo()
+
+    def inputs(self, block: Block, batch: Batch) -> dict[str, np.ndarray]:
+        """The activation at each site."""
+        seen: dict[str, np.ndarray] = {}
+        block.run(*batch, lambda name, x: seen.update({name: numpy(x).copy()}))
+        return seen
+
+    def test_undoing_a_fold_restores_every_bit(self, block: Block, batch: Batch) -> None:
+        before = forward(block, batch)
+        weights = {name: numpy(layer.weight()).copy() for name, layer in block.layers.items()}
+        rest = {name: contents(tensor) for name, tensor in block.rest(())}
+        undos = [block.apply(random_scale(fold, block))[1] for fold in block.folds()]
+        for undo in reversed(undos):
+            undo()
+        assert np.array_equal(forward(block, batch), before)
+        assert all(np.array_equal(numpy(block.layers[name].weight()), weight) for name, weight in weights.items())
+        assert {name: contents(tensor) for name, tensor in block.rest(())} == rest
+
+    # --- writing ---------------------------------------------------------------------------------------------
+
+    def everything(self, model: Model, tokens: np.ndarray, quantized: bool) -> Iterator[tuple[str, Tensor]]:
+        """What is written besides packed layers, when all layers of the model are quantized or none is."""
+        batch: Batch = (tokens, None)
+        for index in range(len(model.blocks)):
+            block = model.block(index, batch)
+            batch = after(block, batch)
+            yield from block.rest(set(block.layers) if quantized else ())
+        yield from model.rest()
+
+    def test_every_tensor_is_written_once(self, model: Model, tokens: np.ndarray) -> None:
+        names = [name for name, _ in self.everything(model, tokens, quantized=False)]
+        assert len(set(names)) == len(names)
+        left = [name for name, _ in self.everything(model, tokens, quantized=True)]
+        assert sorted(set(names) - set(left)) == sorted(f"{info.name}.weight" for info in model.layers)
+        assert len(set(left)) == len(left)
+
+    def test_opened_twice_it_is_the_same_model(self, case: Case) -> None:
+        source, adapter, _ = case
+        one, other = adapter.open(source, self.device), adapter.open(source, self.device)
+        assert one.layers == other.layers
+        assert one.config() == other.config()
+        assert one.fingerprint() == other.fingerprint()
+
+
+def random_rotation(size: int, like: Array) -> Array:
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))[0].astype(np.float32)
+    return namespace(like).asarray(rotation, device=like.device)
+
+
+def random_scale(fold: Fold, block: Block) -> ChannelScale:
+    """Scales between 1/4 and 4."""
+    weight = next(iter(block.layers.values())).weight()
+    scale = 2 ** np.random.default_rng(0).uniform(-2, 2, fold.channels)
+    return ChannelScale(fold, namespace(weight).asarray(scale.astype(np.float32), device=weight.device))
+
+
+def contents(tensor: Tensor) -> tuple[str, tuple[int, ...], bytes]:
+    raw = tensor.read() if isinstance(tensor, StoredTensor | DerivedTensor) else tensor
+    return raw.dtype, raw.shape, raw.data.tobytes()

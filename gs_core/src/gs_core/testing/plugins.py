@@ -1,0 +1,128 @@
+"""The smallest plugin of each kind, for tests of what surrounds them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gs_core import numerics
+from gs_core.arrays import Array, RawTensor, from_raw, namespace, to_raw
+from gs_core.errors import CheckpointError
+from gs_core.hookspecs import hookimpl
+from gs_core.interfaces import (
+    Accumulator,
+    Algorithm,
+    Block,
+    ChannelScale,
+    CheckpointFormat,
+    Fold,
+    Layer,
+    LayerNumbers,
+    Output,
+    Site,
+    StaticInput,
+)
+from gs_core.quantized import QuantizedTensor
+from gs_core.storage import INDEX, Checkpoint, DerivedTensor, copy_file, write_json, write_safetensors
+from gs_schemas import QuantizationScheme
+
+
+class Rounding(Algorithm):
+    """Every weight to its nearest code."""
+
+    @hookimpl
+    def quantize(self, layers: Sequence[Layer]) -> dict[str, QuantizedTensor]:
+        return {layer.name: numerics.quantize_weight(layer.weight(), layer.args, layer.dtype) for layer in layers}
+
+
+class Maxima(Accumulator):
+    """Largest magnitude of each channel, ``(features,)``."""
+
+    maxima: Array = None
+
+    def update(self, x: Array) -> None:
+        xp = namespace(x)
+        here = xp.max(xp.abs(x), axis=0)
+        self.maxima = here if self.maxima is None else xp.maximum(self.maxima, here)
+
+    def result(self) -> Array:
+        return self.maxima
+
+
+class Levelling(Algorithm):
+    """Folds the square root of every channel's maximum into its producer. Its accumulator cannot be rescaled, so
+    each site it touched is observed again."""
+
+    @hookimpl
+    def observe(self, site: Site, scheme: QuantizationScheme) -> Accumulator | None:
+        return Maxima() if scheme.inputs else None
+
+    @hookimpl
+    def smooth(self, block: Block, observed: Mapping[str, Any]) -> list[ChannelScale]:
+        return [ChannelScale(fold, self._scale(fold, observed)) for fold in block.folds() if fold.sites[0] in observed]
+
+    def _scale(self, fold: Fold, observed: Mapping[str, Any]) -> Array:
+        largest = fold.reduce_max([observed[site] for site in fold.sites if site in observed])
+        xp = namespace(largest)
+        return xp.sqrt(xp.where(largest > 0, largest, xp.ones_like(largest)))
+
+
+class Plain(CheckpointFormat):
+    """Codes, scales and zero points as they are; the scheme of every layer in ``config.json``."""
+
+    quant_method = "plain"
+
+    @hookimpl
+    def pack(self, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str) -> dict[str, Array]:
+        arrays = {"codes": tensor.codes, "scale": tensor.scale, "zero_point": tensor.zero_point}
+        if inputs is not None:
+            arrays |= {"input_scale": inputs.scale, "input_zero_point": inputs.zero_point}
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    @hookimpl
+    def export(self, output: Output) -> Sequence[str]:
+        final = output.final
+        if final is None:
+            name = f"model-{output.part + 1:05d}-of-{output.parts:05d}.safetensors"
+            write_safetensors(output.folder / name, output.tensors)
+            return [name]
+        weight_map = {tensor: file for file, tensors in final.shards.items() for tensor in tensors}
+        write_json(output.folder / INDEX, {"metadata": {}, "weight_map": weight_map})
+        schemes = {layer: json.loads(scheme.model_dump_json()) for layer, scheme in final.schemes.items()}
+        quantization = {"quant_method": self.quant_method, "layers": schemes, "kept": list(final.kept)}
+        write_json(output.folder / "config.json", final.config | {"quantization_config": quantization})
+        for file in final.files:
+            copy_file(file, output.folder / file.name)
+        return [INDEX, "config.json", *(file.name for file in final.files)]
+
+    def read(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[Checkpoint, dict[str, LayerNumbers]]:
+        layers = config["quantization_config"].get("layers")
+        if not isinstance(layers, dict):
+            raise CheckpointError(f"{checkpoint.folder}: quantization_config has no 'layers'")
+        schemes = {layer: QuantizationScheme.model_validate(scheme) for layer, scheme in layers.items()}
+        packed = [name for name in checkpoint.tensors if name.rpartition(".")[0] in schemes]
+        weights = {f"{layer}.weight": _weight(checkpoint, layer, scheme) for layer, scheme in schemes.items()}
+        numbers = {layer: LayerNumbers(scheme, _inputs(checkpoint, layer)) for layer, scheme in schemes.items()}
+        return checkpoint.replacing(packed, weights), numbers
+
+
+def _weight(checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme) -> DerivedTensor:
+    rows, columns = checkpoint[f"{layer}.codes"].shape
+    args = scheme.weights
+    assert args is not None
+
+    def make() -> RawTensor:
+        codes, scale, zero_point = (_array(checkpoint, f"{layer}.{part}") for part in ("codes", "scale", "zero_point"))
+        return to_raw(numerics.dequantize(QuantizedTensor(codes, scale, zero_point, args)))
+
+    return DerivedTensor(f"{layer}.weight", "float32", (rows, columns), make)
+
+
+def _inputs(checkpoint: Checkpoint, layer: str) -> StaticInput | None:
+    scale, zero_point = (_array(checkpoint, f"{layer}.{part}") for part in ("input_scale", "input_zero_point"))
+    return None if scale is None else StaticInput(scale, zero_point)
+
+
+def _array(checkpoint: Checkpoint, name: str) -> np.ndarray | None:
+    return from_raw(checkpoint[name].read()) if name in checkpoint else None

@@ -1,0 +1,246 @@
+"""A small decoder in plain NumPy, and the adapter that opens it: an example of everything an adapter does.
+
+::
+
+    x = embed[tokens]
+    of each block:  n = norm(x);  x = x + o(attention(q(n), k(n), v(n)))
+                    n = norm(x);  x = x + down(silu(gate(n)) * up(n))
+    logits = lm_head(norm(x))
+
+It declares where its sites and folds are; an adapter for models it has not seen finds them by watching.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gs_core.arrays import Array, RawTensor, astype, from_raw, to_raw
+from gs_core.errors import CheckpointError, PlanError
+from gs_core.interfaces import Adapter, Batch, Block, ChannelScale, Fold, Layer, LayerInfo, Model, OnSite, Site
+from gs_core.storage import Checkpoint, Tensor
+from gs_core.testing.toy_files import CONFIG, MODEL_TYPE, ToyConfig, read_config
+
+SHARED = {"q": "q", "k": "q", "v": "q", "o": "o", "gate": "gate", "up": "gate", "down": "down"}
+"""Each layer, in the order of execution, and the first of the layers that share its input."""
+
+
+class ToyAdapter(Adapter):
+    """``asarray`` makes the arrays that plugins see, ``(ndarray) -> array``: any namespace can be tried on the toy."""
+
+    def __init__(self, asarray: Callable[[np.ndarray], Array] = np.asarray):
+        self.asarray = asarray
+
+    def refuses(self, folder: Path) -> str | None:
+        try:
+            kind = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_type"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return f"no {CONFIG} with a model_type"
+        return None if kind == MODEL_TYPE else f"its model_type is '{kind}', not '{MODEL_TYPE}'"
+
+    def open(self, source: Any, device: str, checkpoint: Checkpoint | None = None) -> "ToyModel":
+        refusal = self.refuses(source)
+        if refusal:
+            raise CheckpointError(f"{source}: {refusal}")
+        if device != "cpu":
+            raise PlanError([f"the toy computes on the cpu, not on '{device}'"])
+        return ToyModel(source, checkpoint or Checkpoint(source), self.asarray)
+
+
+class ToyModel(Model):
+    """Reads headers when it is opened, and weights when they are used."""
+
+    def __init__(self, folder: Path, checkpoint: Checkpoint, asarray: Callable[[np.ndarray], Array]):
+        self.folder, self.checkpoint, self.asarray = folder, checkpoint, asarray
+        self.name = folder.name
+        self.shape = ToyConfig.from_dict(read_config(folder))
+        self.kept = {"lm_head": "outside the decoder blocks"}
+        self.layers = [
+            self._info(index, f"{block}.{layer}", f"{block}.{first}.input")
+            for index, block in enumerate(self.blocks)
+            for layer, first in SHARED.items()
+        ]
+
+    def _info(self, index: int, name: str, site: str) -> LayerInfo:
+        stored = self.checkpoint[f"{name}.weight"]
+        rows, columns = stored.shape
+        return LayerInfo(name, index, (rows, columns), site, stored.dtype)
+
+    @property
+    def blocks(self) -> Sequence[str]:
+        return [f"blocks.{index}" for index in range(self.shape.blocks)]
+
+    def block(self, index: int, probe: Batch | None) -> "ToyBlock":
+        return ToyBlock(self, index, loaded=probe is not None)
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor of the checkpoint in float32."""
+        return astype(from_raw(self.checkpoint[name].read()), "float32")
+
+    def rest(self) -> Iterator[tuple[str, Tensor]]:
+        yield from ((n, t) for n, t in self.checkpoint.tensors.items() if not n.startswith("blocks."))
+
+    def config(self) -> dict[str, Any]:
+        return read_config(self.folder)
+
+    def files(self) -> Sequence[Path]:
+        return [self.folder / "tokenizer.json"]
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for path in [self.folder / CONFIG, *self.checkpoint.files]:
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+    def tokenize(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int64)
+
+    def vocabulary(self) -> int:
+        return self.shape.vocabulary
+
+    def max_tokens(self) -> int:
+        return self.shape.max_tokens
+
+    def nbytes(self) -> int:
+        return self.checkpoint.nbytes
+
+    def losses(self, tokens: np.ndarray, last: Mapping[str, RawTensor]) -> np.ndarray:
+        hidden = rms_norm(from_raw(last["hidden"]), self.read("norm.weight"))
+        logits = (hidden @ self.read("lm_head.weight").T)[:, :-1].astype(np.float64)
+        largest = logits.max(axis=-1, keepdims=True)
+        total = largest[..., 0] + np.log(np.exp(logits - largest).sum(axis=-1))
+        return total - np.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+
+
+class ToyLayer(Layer):
+    """A weight among the block's weights."""
+
+    def __init__(self, info: LayerInfo, block: "ToyBlock"):
+        super().__init__(info)
+        self._block = block
+
+    def weight(self) -> Array:
+        return self._block.model.asarray(self._block.read(f"{self.name}.weight").copy())
+
+    def set_weight(self, weight: Array) -> None:
+        self._block.write(f"{self.name}.weight", to_float32(weight))
+
+
+class ToyBlock(Block):
+    """``weights`` holds float32 arrays by their names in the checkpoint. They are replaced, never written into,
+    so that taking a change back is keeping the old ones."""
+
+    def __init__(self, model: ToyModel, index: int, loaded: bool):
+        self.model, self.index, self.name = model, index, model.blocks[index]
+        self.stored = {n: t for n, t in model.checkpoint.tensors.items() if n.startswith(f"{self.name}.")}
+        self.weights = {name: model.read(name) for name in self.stored} if loaded else {}
+        self.changed: frozenset[str] = frozenset()
+        infos = [info for info in model.layers if info.block == index]
+        self.layers: dict[str, Layer] = {info.name: ToyLayer(info, self) for info in infos}
+        together = {site: [i for i in infos if i.site == site] for site in dict.fromkeys(i.site for i in infos)}
+        self.sites = {s: Site(s, fed[0].shape[1], tuple(i.name for i in fed)) for s, fed in together.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        return self.weights[name] if name in self.weights else self.model.read(name)
+
+    def write(self, name: str, value: np.ndarray) -> None:
+        self.weights = self.weights | {name: value}
+        self.changed |= {name}
+
+    # --- running ---------------------------------------------------------------------------------------------
+
+    def run(
+        self, tokens: np.ndarray, previous: Mapping[str, RawTensor] | None, on_site: OnSite | None = None
+    ) -> dict[str, Array]:
+        x = self.model.read("embed.weight")[tokens] if previous is None else from_raw(previous["hidden"])
+
+        def arrives(layer: str, activation: np.ndarray) -> np.ndarray:
+            if on_site is None:
+                return activation
+            flat = activation.reshape(-1, activation.shape[-1])
+            answer = on_site(f"{self.name}.{layer}.input", self.model.asarray(flat))
+            return activation if answer is None else to_float32(answer).reshape(activation.shape)
+
+        def product(layer: str, activation: np.ndarray) -> np.ndarray:
+            return activation @ self.read(f"{self.name}.{layer}.weight").T
+
+        n = arrives("q", rms_norm(x, self.read(f"{self.name}.attention_norm.weight")))
+        mixed = attention(product("q", n), product("k", n), product("v", n), self.model.shape)
+        x = x + product("o", arrives("o", mixed))
+        n = arrives("gate", rms_norm(x, self.read(f"{self.name}.mlp_norm.weight")))
+        x = x + product("down", arrives("down", silu(product("gate", n)) * product("up", n)))
+        return {"hidden": self.model.asarray(x)}
+
+    # --- transforms ------------------------------------------------------------------------------------------
+
+    def folds(self) -> Sequence[Fold]:
+        """What a scale on each producer reaches. The heads that share a value share its scales."""
+        shape, name = self.model.shape, self.name
+        values = np.arange(shape.values).reshape(shape.kv_heads, 1, shape.head)
+        shared = np.repeat(values, shape.heads // shape.kv_heads, axis=1).reshape(-1)
+        return [
+            Fold(f"{name}.attention_norm", (f"{name}.q.input",), shape.hidden),
+            Fold(f"{name}.v", (f"{name}.o.input",), shape.values, shared),
+            Fold(f"{name}.mlp_norm", (f"{name}.gate.input",), shape.hidden),
+            Fold(f"{name}.up", (f"{name}.down.input",), shape.intermediate),
+        ]
+
+    def apply(self, transform: ChannelScale) -> tuple[ChannelScale, Callable[[], None]]:
+        fold, scale, kept = transform.fold, to_float32(transform.scale), (self.weights, self.changed)
+        producer = f"{fold.producer}.weight"
+        weight = self.read(producer)
+        if weight.ndim == 1:
+            # A norm is written in its own dtype: what that rounds away, the consumers must get.
+            new = astype(astype(weight / scale, self.stored[producer].dtype), "float32")
+            if not new.all():
+                raise ValueError(f"{fold.producer} has channels of zero, which no scale can be divided out of")
+            scale = weight / new
+        else:
+            new = weight / scale[:, None]
+        self.write(producer, new)
+        for layer in (layer for site in fold.sites for layer in self.sites[site].layers):
+            self.write(f"{layer}.weight", self.read(f"{layer}.weight") * fold.expand(scale))
+
+        def undo() -> None:
+            self.weights, self.changed = kept
+
+        return ChannelScale(fold, self.model.asarray(scale)), undo
+
+    # --- writing ---------------------------------------------------------------------------------------------
+
+    def rest(self, quantized: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        for name, stored in self.stored.items():
+            if name.removesuffix(".weight") not in quantized:
+                new = name in self.changed
+                yield name, to_raw(astype(self.read(name), stored.dtype)) if new else stored
+
+
+# --- the arithmetic, float32 throughout --------------------------------------------------------------------------
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + np.float32(1e-6)) * weight
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, shape: ToyConfig) -> np.ndarray:
+    """Causal attention, grouped key and value heads, no positions. ``(batch, length, heads * head)``."""
+    batch, length, _ = q.shape
+    q = q.reshape(batch, length, shape.kv_heads, -1, shape.head).transpose(0, 2, 3, 1, 4)
+    k, v = (a.reshape(batch, length, shape.kv_heads, 1, shape.head).transpose(0, 2, 3, 1, 4) for a in (k, v))
+    scores = q @ k.swapaxes(-1, -2) / np.float32(shape.head) ** np.float32(0.5)
+    scores = np.where(np.tri(length, dtype=bool), scores, np.float32(-np.inf))
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    mixed = weights / weights.sum(axis=-1, keepdims=True) @ v
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1)
+
+
+def to_float32(x: Array) -> np.ndarray:
+    """An array of any namespace, on the CPU, as NumPy's."""
+    return np.asarray(x if isinstance(x, np.ndarray) else np.from_dlpack(x), np.float32)

@@ -1,0 +1,72 @@
+"""One block under one algorithm: what the line does to it, without a plan, a journal or a file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gs_core import numerics
+from gs_core.interfaces import Batch, Block, OnSite, Transform
+from gs_core.planning import Row
+from gs_core.quantized import QuantizedTensor
+from gs_core.stages import Stages, implements
+from gs_core.testing.plugins import Rounding
+from gs_core.testing.suite import forward, numpy
+from gs_core.watching import Watch, fake_quantizer
+from gs_schemas import QuantizationScheme
+
+TESTED, ROUNDING = "tested", "rounding"
+
+
+@dataclass
+class Treated:
+    """A block after its algorithm has answered; its weights are still floating-point ones."""
+
+    block: Block
+    scheme: QuantizationScheme
+    watch: Watch
+    transforms: list[Transform]
+    tensors: dict[str, QuantizedTensor]
+
+    def output(self, batch: Batch) -> np.ndarray:
+        """What the block computes with the quantized weights and activations. Sets the weights."""
+        for name, tensor in self.tensors.items():
+            self.block.layers[name].set_weight(numerics.dequantize(tensor))
+        static = {name: (self.scheme, site.static_input()) for name, site in self.watch.sites.items()}
+        return forward(self.block, batch, fake_quantizer(static))
+
+
+def treat(algorithm: Any, block: Block, scheme: QuantizationScheme, batches: Sequence[Batch]) -> Treated:
+    """Observe, smooth and quantize. An algorithm that does not quantize is followed by plain rounding."""
+    names = (TESTED,) if implements(algorithm, "quantize") else (TESTED, ROUNDING)
+    stages = Stages({TESTED: algorithm, ROUNDING: Rounding()})
+    layers = list(block.layers.values())
+    for layer in layers:
+        layer.scheme = scheme
+    rows = {layer.name: Row(layer.info, scheme, names, kernel="", reason="") for layer in layers}
+    watch = Watch(stages, block, rows, lambda: batches, len(batches))
+    watch.run()
+    transforms = []
+    if implements(algorithm, "smooth"):
+        for transform in stages.smooth(TESTED, block, layers, watch.observed(TESTED)):
+            try:
+                applied, _ = block.apply(transform)
+            except ValueError:  # the producer cannot take it: the line drops it, with a note
+                continue
+            watch.rescale(applied)
+            transforms.append(applied)
+    tensors = stages.quantize(names[-1], block, layers, watch.observed(names[-1]))
+    return Treated(block, scheme, watch, transforms, tensors)
+
+
+def rounded(tensor: QuantizedTensor) -> np.ndarray:
+    """The weight that a tensor stands for."""
+    return numpy(numerics.dequantize(tensor))
+
+
+def deaf(on_site: OnSite | None, site: str) -> OnSite | None:
+    """A listener that no token of one site reaches."""
+    if on_site is None:
+        return None
+    return lambda name, x: None if name == site else on_site(name, x)

@@ -1,0 +1,98 @@
+"""Changing single values of a recipe by dotted path: ``scheme.weights.group_size=64``."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gs_schemas.errors import SchemaError, unknown
+from gs_schemas.presets import SCHEMES
+from gs_schemas.recipe import Recipe, load_yaml
+from gs_schemas.scheme import QuantizationScheme
+
+# What a recipe's name stands for; calibration and format may vary under it.
+_NAMED = ("scheme", "algorithms", "ignore", "overrides")
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """``path=value`` strings as ``{path: value}``, each value read as YAML. Raises ``SchemaError``."""
+    values = {}
+    for setting in settings:
+        path, equals, text = (part.strip() for part in setting.partition("="))
+        if not equals or not path:
+            raise SchemaError(f"'{setting}'", ["expected path=value, such as scheme.weights.group_size=64"])
+        try:
+            values[path] = load_yaml(text, path)
+        except SchemaError:
+            hint = "a pattern needs quotes, as in ignore=['*.o_proj']"
+            raise SchemaError(path, [f"'{text}' is not YAML; {hint}"]) from None
+    return values
+
+
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values at some dotted paths, validated as a whole.
+
+    A path names fields (``calibration.samples``), positions in lists (``overrides.0.match``) and, after
+    ``algorithms``, an algorithm of the recipe and its option (``algorithms.gptq.damping``). A recipe or scheme that
+    this makes differ from what it was named for loses the name.
+
+    Raises ``SchemaError``, with what was probably meant, for a path that leads nowhere or a value that is not allowed.
+    """
+    data = recipe.model_dump(mode="json")
+    for path, value in values.items():
+        first, *rest = path.split(".")
+        if first == "algorithms" and rest:
+            _put_option(data, rest[0], rest[1:], value)
+        else:
+            data = _put(data, [first, *rest], value)
+    return _honest(recipe, Recipe.parse(data))
+
+
+def _put_option(data: Mapping[str, Any], name: str, path: Sequence[str], value: Any) -> None:
+    """In every list that names the algorithm: a recipe has one set of options for it."""
+    lists = [data["algorithms"], *(override["algorithms"] or [] for override in data["overrides"])]
+    specs = [spec for algorithms in lists for spec in algorithms]
+    if name not in (spec["name"] for spec in specs):
+        raise SchemaError("recipe", [unknown("algorithm of this recipe", name, {spec["name"] for spec in specs})])
+    for spec in specs:
+        if spec["name"] == name:
+            spec["options"] = _put(spec["options"], path, value, f"algorithms.{name}")
+
+
+def _put(node: Any, path: Sequence[str], value: Any, at: str = "") -> Any:
+    """A copy of plain data with the value at the path. Unknown fields are left to the validation that follows."""
+    if not path:
+        return value
+    part, rest, here = path[0], path[1:], f"{at}.{path[0]}".lstrip(".")
+    if isinstance(node, str) and at.endswith("scheme") and node in SCHEMES:
+        node = SCHEMES[node].model_dump(mode="json")
+    if node is None or isinstance(node, dict):
+        fields = node or {}
+        return {**fields, part: _put(fields.get(part), rest, value, here)}
+    if not isinstance(node, list):
+        raise SchemaError("recipe", [f"{here}: {at} is {node!r}, nothing is below it"])
+    if not (part.isdecimal() and int(part) < len(node)):
+        raise SchemaError("recipe", [f"{here}: {at} is a list of {len(node)}; '{part}' is no position in it, from 0"])
+    index = int(part)
+    return [*node[:index], _put(node[index], rest, value, here), *node[index + 1 :]]
+
+
+def _honest(before: Recipe, after: Recipe) -> Recipe:
+    """Without the names that the new values belie."""
+    overrides = [
+        now.model_copy(update={"scheme": _honest_scheme(was.scheme, now.scheme)})
+        for was, now in zip(before.overrides, after.overrides, strict=False)
+    ]
+    after = after.model_copy(
+        update={
+            "scheme": _honest_scheme(before.scheme, after.scheme),
+            "overrides": [*overrides, *after.overrides[len(overrides) :]],
+        }
+    )
+    same = before.name != after.name or all(getattr(before, f) == getattr(after, f) for f in _NAMED)
+    return after if same else after.model_copy(update={"name": None})
+
+
+def _honest_scheme(before: QuantizationScheme | None, after: QuantizationScheme | None) -> QuantizationScheme | None:
+    if after is None or after.name is None:
+        return after
+    meant = SCHEMES.get(after.name) or (before if before and before.name == after.name else after)
+    return after if after == meant else after.model_copy(update={"name": None})
