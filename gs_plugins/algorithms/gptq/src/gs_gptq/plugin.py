@@ -1,6 +1,7 @@
 """The stage plugin: a Hessian for each site, and the layers that share it solved together."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
@@ -22,6 +23,9 @@ from gs_core.arrays import astype
 from gs_gptq.solver import Grid, factor, solve
 from gs_schemas import QuantizationArgs, QuantizationScheme
 
+SLICE = 512
+"""Rows of a Hessian that are rearranged at a time."""
+
 
 class Options(Strict):
     """
@@ -42,23 +46,43 @@ class Options(Strict):
 
 
 class Hessian(Accumulator):
-    """Second moments of a site's activations, ``mean(x xᵀ)``, float32 ``(features, features)``."""
+    """Second moments of a site's activations, ``Σ x xᵀ``, float32 ``(features, features)``.
+
+    Its ``result()`` is itself, and ``take()`` hands the matrix over: it can be larger than the weights, so there is
+    never a second one.
+    """
 
     total: Array = None
-    tokens = 0
 
     def update(self, x: Array) -> None:
         xp = namespace(x)
         product = xp.permute_dims(x, (1, 0)) @ x
         self.total = product if self.total is None else self.total + product
-        self.tokens += x.shape[0]
 
     def rescale(self, scale: Array) -> bool:
         self.total = self.total / (scale[:, None] * scale[None, :])
         return True
 
-    def result(self) -> Array:
-        return self.total / self.tokens
+    def result(self) -> "Hessian":
+        return self
+
+    def take(self) -> Array:
+        total, self.total = self.total, None
+        return total
+
+
+@dataclass(frozen=True)
+class Factored:
+    """What the layers of a site share: ``order`` (position → feature, the last taken first), and the factors."""
+
+    order: Array
+    feedback: Array
+    variance: Array
+
+    @property
+    def position(self) -> Array:
+        """Feature → position."""
+        return namespace(self.order).argsort(self.order)
 
 
 class GPTQ(Algorithm):
@@ -82,78 +106,93 @@ class GPTQ(Algorithm):
 
     @hookimpl
     def quantize(self, layers: Sequence[Layer], observed: Mapping[str, Any]) -> dict[str, QuantizedTensor]:
-        together: dict[tuple[str, QuantizationArgs, str], list[Layer]] = {}
+        by_site: dict[str, list[Layer]] = {}
         for layer in layers:
-            together.setdefault((layer.site, layer.args, layer.dtype), []).append(layer)
+            by_site.setdefault(layer.site, []).append(layer)
         found: dict[str, QuantizedTensor] = {}
-        for (site, args, dtype), group in together.items():
-            if site in observed and args.granularity != "tensor":
-                found |= self._together(group, observed[site], args, dtype)
+        for site, sharing in by_site.items():
+            if site in observed:
+                found |= self._solve_site(sharing, observed[site].take())
             else:
-                found |= {layer.name: self._alone(layer, observed.get(site), args, dtype) for layer in group}
+                found |= {n.name: numerics.quantize_weight(n.weight(), n.args, n.dtype) for n in sharing}
         return found
 
-    def _alone(self, layer: Layer, hessian: Array | None, args: QuantizationArgs, dtype: str) -> QuantizedTensor:
-        if hessian is None:
-            return numerics.quantize_weight(layer.weight(), args, dtype)
-        return self._solve(layer.weight(), hessian, args, dtype)
+    def _solve_site(self, layers: list[Layer], hessian: Array) -> dict[str, QuantizedTensor]:
+        """Rows are independent given the Hessian, so layers with the same numbers are rows of one problem."""
+        shared = self._factor(hessian)
+        del hessian
+        together: dict[tuple[Any, ...], list[Layer]] = {}
+        for layer in layers:
+            # A scale of the whole tensor is not shared with another tensor's.
+            alone = layer.name if layer.args.granularity == "tensor" else ""
+            together.setdefault((layer.args, layer.dtype, alone), []).append(layer)
+        found: dict[str, QuantizedTensor] = {}
+        for (args, dtype, _), group in together.items():
+            found |= _divide(self._solve(group, shared, args, dtype), group)
+        return found
 
-    def _together(
-        self, layers: list[Layer], hessian: Array, args: QuantizationArgs, dtype: str
-    ) -> dict[str, QuantizedTensor]:
-        """Rows are independent given the Hessian, so layers that share a site are rows of one problem."""
+    def _factor(self, hessian: Array) -> Factored:
+        xp = namespace(hessian)
+        diagonal = xp.linalg.diagonal(hessian) + 0.0
+        features = xp.arange(hessian.shape[0], device=hessian.device)
+        order = xp.argsort(diagonal, stable=True) if self.options.act_order else xp.flip(features)
+        arranged = xp.empty_like(hessian)
+        for start in range(0, hessian.shape[0], SLICE):
+            stop = min(start + SLICE, hessian.shape[0])
+            arranged[start:stop, :] = xp.take(xp.take(hessian, order[start:stop], axis=0), order, axis=1)
+        del hessian
+        feedback, variance, _ = factor(arranged, self.options.damping)
+        # An error in a feature that is always zero costs nothing, so it has no say in the scales.
+        alive = xp.take(diagonal, order, axis=0) > 0
+        return Factored(order, feedback, xp.where(alive, variance, xp.zeros_like(variance)))
+
+    def _solve(self, layers: list[Layer], site: Factored, args: QuantizationArgs, dtype: str) -> QuantizedTensor:
         weights = [layer.weight() for layer in layers]
         xp = namespace(weights[0])
-        whole = self._solve(xp.concat(weights, axis=0) if len(weights) > 1 else weights[0], hessian, args, dtype)
-        found, start = {}, 0
-        for layer in layers:
-            stop = start + layer.shape[0]
-            zero_point = None if whole.zero_point is None else whole.zero_point[start:stop, :]
-            found[layer.name] = QuantizedTensor(
-                whole.codes[start:stop, :], whole.scale[start:stop, :], zero_point, args, whole.group_index
-            )
-            start = stop
-        return found
-
-    def _solve(self, weight: Array, hessian: Array, args: QuantizationArgs, dtype: str) -> QuantizedTensor:
-        xp = namespace(weight)
-        options = self.options
-        features = weight.shape[1]
-        diagonal = xp.linalg.diagonal(hessian)
-        taken = natural = xp.arange(features, device=weight.device)
-        if options.act_order:
-            taken = xp.argsort(-diagonal, stable=True)
-        back = xp.argsort(taken)
-        hessian = xp.take(xp.take(hessian, taken, axis=0), taken, axis=1)
-        feedback, variance, _ = factor(hessian, options.damping)
-        # An error in a feature that is always zero costs nothing, so it has no say in the scales.
-        variance = xp.where(xp.take(diagonal, taken, axis=0) > 0, variance, xp.zeros_like(variance))
-        importance = xp.take(variance, back, axis=0) if options.observer == "hessian" else None
-        search = args if importance is None else args.model_copy(update={"observer": "mse"})
-        scale, zero_point = numerics.weight_params(weight, search, dtype, importance)
+        weight = xp.concat(weights, axis=0) if len(weights) > 1 else weights[0]
+        del weights
+        features, position = weight.shape[1], site.position
+        by_cost = self.options.observer == "hessian"
+        search = args.model_copy(update={"observer": "mse"}) if by_cost else args
+        cost = xp.take(site.variance, position, axis=0) if by_cost else None
+        scale, zero_point = numerics.weight_params(weight, search, dtype, cost)
         size = args.group_size or features
-        static = options.static_groups or args.granularity != "group"
-        groups = [int(feature) // size for feature in (taken if static else natural)]
+        static = self.options.static_groups or args.granularity != "group"
+        in_order = features - 1 - position  # the how-manieth each feature is taken
+        group_of = (in_order if self.options.act_order and not static else xp.arange(features)) // size
+        groups = [int(group) for group in xp.take(astype(group_of, "int64"), site.order, axis=0)]
         grid = Grid(scale, zero_point, args)
 
-        def choose(now: Array, first: int) -> tuple[Array, Array | None]:
+        def choose(left: Array, first: int) -> tuple[Array, Array | None]:
             # One group, taken as a channel of its own.
             alone = search.model_copy(update={"granularity": "channel", "group_size": None})
-            here = None if importance is None else variance[first : first + size]
-            return numerics.weight_params(now, alone, dtype, here)
+            return numerics.weight_params(left, alone, dtype, site.variance[first : first + size] if by_cost else None)
 
-        ordered = xp.take(weight, taken, axis=1)
-        codes = solve(ordered, feedback, groups, grid, options.block_size, None if static else choose)
+        ordered = xp.take(weight, site.order, axis=1)
+        del weight
+        codes = solve(ordered, site.feedback, groups, grid, self.options.block_size, None if static else choose)
         if not static:
             scale = astype(xp.permute_dims(grid.scale, (1, 0)), numerics.scale_dtype(args, dtype))
             zero_point = None if grid.zero_point is None else xp.permute_dims(grid.zero_point, (1, 0))
-        code_dtype = numerics.code_dtype(args)
-        moved = not static and options.act_order
-        index = astype(back // size, "int32") if moved else None
         return QuantizedTensor(
-            astype(xp.take(codes, back, axis=1), code_dtype),
+            xp.take(codes, position, axis=1),
             scale,
-            None if zero_point is None else astype(zero_point, code_dtype),
+            None if zero_point is None else astype(zero_point, numerics.code_dtype(args)),
             args,
-            index,
+            astype(group_of, "int32") if self.options.act_order and not static else None,
         )
+
+
+def _divide(whole: QuantizedTensor, layers: list[Layer]) -> dict[str, QuantizedTensor]:
+    """The rows of each layer."""
+    if len(layers) == 1:
+        return {layers[0].name: whole}
+    found, start = {}, 0
+    for layer in layers:
+        rows = slice(start, start + layer.shape[0])
+        zero_point = None if whole.zero_point is None else whole.zero_point[rows, :]
+        found[layer.name] = QuantizedTensor(
+            whole.codes[rows, :], whole.scale[rows, :], zero_point, whole.args, whole.group_index
+        )
+        start = rows.stop
+    return found

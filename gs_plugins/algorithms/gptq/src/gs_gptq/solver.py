@@ -1,8 +1,8 @@
 """The arithmetic of GPTQ, in the form with one factorisation and no inverse.
 
-With ``H = M D Mᵀ``, M unit upper triangular, the output error of a row is ``Σ_i D_i (e_i + Σ_{j<i} e_j M_ji)²``
-for the rounding errors ``e = w - q`` of its features. Taking the features in order, each is therefore best rounded
-from ``w_i + Σ_{j<i} e_j M_ji``. This is the LDLQ form of the same algorithm (Chee et al., "QuIP",
+With ``H = L D Lᵀ``, L unit lower triangular, the output error of a row is ``Σ_i D_i (e_i + Σ_{j>i} e_j L_ji)²`` for
+the rounding errors ``e = w - q`` of its features. Taking the features from the last to the first, each is therefore
+best rounded from ``w_i + Σ_{j>i} e_j L_ji``. This is the LDLQ form of the same algorithm (Chee et al., "QuIP",
 https://arxiv.org/abs/2307.13304, theorem 6 shows that they are equal): errors are kept instead of updated weights,
 so the work between blocks of features is one matrix product.
 """
@@ -11,43 +11,42 @@ from collections.abc import Callable, Sequence
 
 from gs_core import Array, namespace
 from gs_core.arrays import astype
-from gs_core.numerics import decode, encode
+from gs_core.numerics import code_dtype, decode, encode
 from gs_schemas import QuantizationArgs
 
 MOST_DAMPING = 1.0
 
 
 def factor(hessian: Array, damping: float) -> tuple[Array, Array, float]:
-    """``M`` (unit upper triangular) and ``D`` (its positive diagonal) of the damped Hessian.
+    """``L`` (unit lower triangular) and ``D`` (its positive diagonal) of the damped Hessian.
 
     ``damping`` times the mean of the diagonal is added to it, ten times more each time the factorisation fails or
-    is not finite. Features that were always zero get a diagonal of one: they neither give nor take feedback.
-    Returns the damping that worked. Raises ``ValueError`` when none does.
+    is not finite. Features that were always zero get a diagonal of one: they neither give nor take feedback. The
+    damped diagonal is written into ``hessian``, which can be gigabytes. Returns the damping that worked, too. Raises
+    ``ValueError`` when none does.
     """
     xp = namespace(hessian)
-    diagonal = xp.linalg.diagonal(hessian)
-    dead = diagonal <= 0
+    on_diagonal = xp.reshape(hessian, (-1,))[:: hessian.shape[0] + 1]
+    diagonal = on_diagonal + 0.0
     mean = xp.mean(diagonal)
-    eye = xp.eye(hessian.shape[0], dtype=hessian.dtype, device=hessian.device)
     while damping <= MOST_DAMPING:
-        damped = hessian + eye * xp.where(dead, xp.ones_like(diagonal), xp.zeros_like(diagonal) + damping * mean)
-        upper = _upper_cholesky(damped)
-        if upper is not None:
-            scale = xp.linalg.diagonal(upper)
-            return upper / scale[None, :], scale * scale, damping
+        on_diagonal[:] = xp.where(diagonal > 0, diagonal + damping * mean, xp.ones_like(diagonal))
+        lower = _cholesky(hessian)
+        if lower is not None:
+            root = xp.linalg.diagonal(lower) + 0.0
+            lower /= root[None, :]
+            return lower, root * root, damping
         damping = max(damping, 1e-4) * 10
     raise ValueError("the Hessian cannot be factorised: its values are not finite, or not of a Hessian")
 
 
-def _upper_cholesky(matrix: Array) -> Array | None:
-    """``U`` with ``matrix = U Uᵀ``, upper triangular, or None when there is none."""
+def _cholesky(matrix: Array) -> Array | None:
     xp = namespace(matrix)
     try:
-        lower = xp.linalg.cholesky(xp.flip(matrix))
+        lower = xp.linalg.cholesky(matrix)
     except (RuntimeError, ValueError, ArithmeticError):  # LinAlgError is one of these in every namespace
         return None
-    upper = xp.flip(lower)
-    return upper if bool(xp.all(xp.isfinite(upper))) else None
+    return lower if bool(xp.isfinite(xp.sum(lower))) else None
 
 
 class Grid:
@@ -79,41 +78,45 @@ Choose = Callable[[Array, int], tuple[Array, Array | None]]
 def solve(
     weight: Array, feedback: Array, groups: Sequence[int], grid: Grid, block_size: int, choose: Choose | None = None
 ) -> Array:
-    """Codes, float32 ``(rows, features)``, for ``weight`` of that shape, its features in the order to be taken.
+    """Codes ``(rows, features)``, int8 or uint8, for a float32 ``weight`` of that shape, taken from its last feature
+    to its first.
 
-    feedback: ``M`` of ``factor``, in the same order. groups: the group of each feature. choose: pick each group's
-    grid when its first feature comes, from the weights as the feedback has left them; without it the grid stands.
+    feedback: ``L`` of ``factor``, of the features in the same order. groups: the group of each feature. choose: pick
+    each group's grid when the group is reached, from its weights as the feedback has left them; without it the grid
+    stands.
     """
     xp = namespace(weight)
     features = weight.shape[1]
-    # Features first, so that every step reads and writes whole rows.
-    original = _transposed(weight)
-    errors, codes = xp.zeros_like(original), xp.zeros_like(original)
-    for start in range(0, features, block_size):
-        stop = min(start + block_size, features)
+    original = _transposed(weight)  # features first: every step reads and writes whole rows
+    errors = xp.zeros_like(original)
+    dtype = code_dtype(grid.args)
+    codes = astype(errors, dtype)
+    for stop in range(features, 0, -block_size):
+        start = max(0, stop - block_size)
         current = original[start:stop, :]
-        if start:
-            current = current + xp.permute_dims(feedback[:start, start:stop], (1, 0)) @ errors[:start, :]
-        for i in range(start, stop):
-            if choose is not None and (i == 0 or groups[i] != groups[i - 1]):
-                count = sum(1 for group in groups[i:] if group == groups[i])
-                left = _left(original, feedback, errors, i, i + count)
-                grid.set(groups[i], *choose(xp.permute_dims(left, (1, 0)), i))
+        if stop < features:
+            current = current + xp.permute_dims(feedback[stop:, start:stop], (1, 0)) @ errors[stop:, :]
+        for i in reversed(range(start, stop)):
+            if choose is not None and (i + 1 == features or groups[i] != groups[i + 1]):
+                first = i + 1 - sum(1 for group in groups[: i + 1] if group == groups[i])
+                left = _left(original, feedback, errors, first, i + 1)
+                grid.set(groups[i], *choose(xp.permute_dims(left, (1, 0)), first))
             wanted = current[i - start, :]
-            if i > start:
-                wanted = wanted + feedback[start:i, i] @ errors[start:i, :]
-            codes[i, :], rounded = grid.round(wanted, groups[i])
+            if i + 1 < stop:
+                wanted = wanted + feedback[i + 1 : stop, i] @ errors[i + 1 : stop, :]
+            found, rounded = grid.round(wanted, groups[i])
+            codes[i, :] = astype(found, dtype)
             errors[i, :] = original[i, :] - rounded
     return xp.permute_dims(codes, (1, 0))
 
 
 def _left(original: Array, feedback: Array, errors: Array, start: int, stop: int) -> Array:
-    """The features from ``start`` to ``stop`` as the errors before them leave them, ``(features, rows)``.
+    """The features from ``start`` to ``stop`` as the errors behind them leave them, ``(features, rows)``.
 
-    Each makes up for those before it that moved, too, rounded or not: hence a triangular system, not a product.
+    Each makes up for those behind it that moved, too, rounded or not: hence a triangular system, not a product.
     """
     xp = namespace(original)
-    arrived = xp.permute_dims(feedback[:start, start:stop], (1, 0)) @ errors[:start, :]
+    arrived = xp.permute_dims(feedback[stop:, start:stop], (1, 0)) @ errors[stop:, :]
     among = xp.permute_dims(feedback[start:stop, start:stop], (1, 0))
     return original[start:stop, :] + xp.linalg.solve(among, arrived)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gs_core import CheckpointError, QuantizationArgs, QuantizationScheme
-from gs_schemas import matches
+from gs_schemas import SchemaError, matches, validate
 
 METHOD, PACKED, INTEGER = "compressed-tensors", "pack-quantized", "int-quantized"
 
@@ -90,7 +90,17 @@ def _args(args: QuantizationArgs | None) -> dict[str, Any] | None:
 
 
 def scheme_of(config: Mapping[str, Any], layer: str) -> QuantizationScheme | None:
-    """The scheme of a layer, or None when it is ignored or no group targets it. Names win over classes."""
+    """The scheme of a layer, or None when it is ignored or no group targets it. Names win over classes.
+
+    Raises ``CheckpointError`` for a configuration that cannot be read.
+    """
+    try:
+        return _scheme_of(config, layer)
+    except (SchemaError, AttributeError, TypeError, re.error) as error:
+        raise CheckpointError(f"cannot read this quantization_config of {METHOD}: {error}") from None
+
+
+def _scheme_of(config: Mapping[str, Any], layer: str) -> QuantizationScheme | None:
     if any(target_matches(target, layer) for target in config.get("ignore") or ()):
         return None
     groups = list((config.get("config_groups") or {}).values())
@@ -98,9 +108,8 @@ def scheme_of(config: Mapping[str, Any], layer: str) -> QuantizationScheme | Non
         for group in groups:
             for target in group.get("targets") or ():
                 if target_matches(target, layer) if by_name else target == "Linear":
-                    return QuantizationScheme(
-                        weights=_read_args(group.get("weights")), inputs=_read_args(group.get("input_activations"))
-                    )
+                    args = {"weights": group.get("weights"), "inputs": group.get("input_activations")}
+                    return validate(QuantizationScheme, {k: _read_args(v) for k, v in args.items()}, "its scheme")
     return None
 
 
@@ -114,13 +123,14 @@ def _read_args(given: Mapping[str, Any] | None) -> QuantizationArgs | None:
         return None
     if given.get("type") != "int" or given.get("num_bits") not in range(2, 9):
         raise CheckpointError(
-            f"cannot read compressed-tensors numbers of type {given.get('type')}{given.get('num_bits')}"
+            f"cannot read {METHOD} numbers of type {given.get('type')} with num_bits {given.get('num_bits')}"
         )
     strategy = given.get("strategy") or ("group" if given.get("group_size") else "tensor")
-    return QuantizationArgs(
-        format=f"int{given['num_bits']}",
-        granularity=strategy,
-        group_size=given.get("group_size") if strategy == "group" else None,
-        symmetric=bool(given.get("symmetric", True)),
-        dynamic=bool(given.get("dynamic", False)),
-    )
+    args = {
+        "format": f"int{given['num_bits']}",
+        "granularity": strategy,
+        "group_size": given.get("group_size") if strategy == "group" else None,
+        "symmetric": bool(given.get("symmetric", True)),
+        "dynamic": bool(given.get("dynamic", False)),
+    }
+    return validate(QuantizationArgs, args, "its numbers")

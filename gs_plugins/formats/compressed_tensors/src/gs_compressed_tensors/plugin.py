@@ -150,17 +150,46 @@ _SUFFIXES = (
 
 
 def _stored(checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme) -> DerivedTensor:
-    """The layer's weight, dequantized when read, in float32."""
-    plain = f"{layer}.weight" in checkpoint
-    if plain:
-        rows, columns = checkpoint[f"{layer}.weight"].shape
+    """The layer's weight, dequantized when read, in float32. Raises ``CheckpointError`` for what does not fit."""
+    assert scheme.weights is not None
+    if layout(scheme) == INTEGER:
+        shape = checkpoint[f"{layer}.weight"].shape
     else:
-        rows, columns = (int(n) for n in _array(checkpoint, f"{layer}.weight_shape"))
+        shape = tuple(int(n) for n in _array(checkpoint, f"{layer}.weight_shape"))
+    if len(shape) != 2 or min(shape) < 1:
+        raise CheckpointError(f"{layer}.weight_shape is {list(shape)}, which is no matrix")
+    why = numerics.objection((shape[0], shape[1]), scheme.weights)
+    if why:
+        raise CheckpointError(f"{layer}: {why}")
+    for suffix, wanted in _shapes(shape[0], shape[1], scheme).items():
+        found = checkpoint[f"{layer}.{suffix}"].shape
+        # Other writers leave out an axis of one.
+        if found != wanted and not (suffix.endswith("_scale") and _squeezed(found) == _squeezed(wanted)):
+            raise CheckpointError(f"{layer}.{suffix} has shape {list(found)}, its scheme needs {list(wanted)}")
 
     def make() -> RawTensor:
-        return to_raw(numerics.dequantize(_tensor(checkpoint, layer, scheme, (rows, columns))))
+        return to_raw(numerics.dequantize(_tensor(checkpoint, layer, scheme, (shape[0], shape[1]))))
 
-    return DerivedTensor(f"{layer}.weight", "float32", (rows, columns), make)
+    return DerivedTensor(f"{layer}.weight", "float32", shape, make)
+
+
+def _squeezed(shape: Sequence[int]) -> list[int]:
+    return [size for size in shape if size != 1]
+
+
+def _shapes(rows: int, columns: int, scheme: QuantizationScheme) -> dict[str, tuple[int, ...]]:
+    """What ``pack`` makes of a weight of this shape."""
+    args = scheme.weights
+    assert args is not None
+    groups = columns // args.group_size if args.group_size else 1
+    shapes: dict[str, tuple[int, ...]] = {"weight_scale": (1,) if args.granularity == "tensor" else (rows, groups)}
+    if layout(scheme) == PACKED:
+        shapes["weight_packed"] = (rows, -(-columns * args.bits // 32))
+        if not args.symmetric:
+            shapes["weight_zero_point"] = (-(-rows * args.bits // 32), groups)
+    if scheme.inputs is not None and not scheme.inputs.dynamic:
+        shapes["input_scale"] = (1,)
+    return shapes
 
 
 def _tensor(checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme, shape: tuple[int, int]) -> QuantizedTensor:
@@ -175,7 +204,7 @@ def _tensor(checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme, shap
         if not args.symmetric:
             packed = np.ascontiguousarray(_array(checkpoint, f"{layer}.weight_zero_point").T)
             zero_point = np.ascontiguousarray(unpack_rows(packed, args.bits, shape[0]).T)
-    return QuantizedTensor(codes, scale.reshape(-1, 1) if scale.ndim == 1 else scale, zero_point, args)
+    return QuantizedTensor(codes, scale.reshape(-1, 1) if scale.ndim < 2 else scale, zero_point, args)
 
 
 def _static_input(checkpoint: Checkpoint, layer: str) -> StaticInput | None:

@@ -1,0 +1,116 @@
+"""What these tests share: a weight held in memory, activations as real ones are, and GPTQ as its paper writes it."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from gs_core import Layer, LayerInfo, QuantizationArgs, QuantizationScheme, QuantizedTensor, numerics
+from gs_gptq import GPTQ, Hessian, Options
+
+
+class Held(Layer):
+    """A layer that is nothing but its weight."""
+
+    def __init__(
+        self,
+        weight: np.ndarray,
+        args: QuantizationArgs,
+        name: str = "layer",
+        site: str = "site",
+        dtype: str = "float32",
+    ):
+        super().__init__(LayerInfo(name, 0, weight.shape, site, dtype))
+        self._weight = weight
+        self.scheme = QuantizationScheme(weights=args)
+
+    def weight(self) -> np.ndarray:
+        return self._weight.copy()
+
+    def set_weight(self, weight: np.ndarray) -> None:
+        self._weight = weight
+
+
+@pytest.fixture(scope="session")
+def held() -> type[Held]:
+    return Held
+
+
+@pytest.fixture(scope="session")
+def quantized() -> Callable[..., QuantizedTensor]:
+    """``(weight, x, args, dtype="float32", **options)``: one layer through the plugin's hooks."""
+
+    def quantize(
+        weight: np.ndarray, x: np.ndarray, args: QuantizationArgs, dtype: str = "float32", **options: object
+    ) -> QuantizedTensor:
+        plugin, hessian = GPTQ(Options(**options)), Hessian()
+        hessian.update(x)
+        layer = Held(weight, args, dtype=dtype)
+        return plugin.quantize(layers=[layer], observed={layer.site: hessian.result()})[layer.name]
+
+    return quantize
+
+
+@pytest.fixture(scope="session")
+def correlated() -> Callable[..., np.ndarray]:
+    """``(seed, tokens, features, rank, outliers)``: float32 ``(tokens, features)``, most of whose variance lies in
+    ``rank`` directions, with some channels forty times as large as the others and off centre."""
+
+    def make(seed: int, tokens: int, features: int, rank: int, outliers: int = 0) -> np.ndarray:
+        random = np.random.default_rng(seed)
+        x = random.standard_normal((tokens, rank)) @ random.standard_normal((rank, features)) / rank**0.5
+        x += 0.2 * random.standard_normal((tokens, features))
+        large = random.permutation(features)[:outliers]
+        x[:, large] = 40 * x[:, large] + 0.5
+        return x.astype(np.float32)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def output_error() -> Callable[..., float]:
+    """``(weight, got, x)``: squared error of ``x @ got.T`` relative to the squares of ``x @ weight.T``, float64."""
+
+    def error(weight: np.ndarray, got: np.ndarray | QuantizedTensor, x: np.ndarray) -> float:
+        values = numerics.dequantize(got) if isinstance(got, QuantizedTensor) else got
+        wanted = x.astype(np.float64) @ weight.T.astype(np.float64)
+        return float(((x @ values.T.astype(np.float64) - wanted) ** 2).sum() / (wanted**2).sum())
+
+    return error
+
+
+@pytest.fixture(scope="session")
+def textbook() -> Callable[..., tuple[np.ndarray, float]]:
+    """GPTQ as Frantar et al. write it (algorithm 1, one column at a time), in float64.
+
+    Factorise the Hessian, invert it, factorise the inverse; then round a column, divide its error by the pivot, and
+    take the pivot's row of it away from the columns still to come. Returns codes ``(rows, columns)`` and how near
+    any number came to the middle between two codes, where one more bit of precision might decide otherwise.
+    """
+
+    def solve(
+        weight: np.ndarray,
+        hessian: np.ndarray,
+        damping: float,
+        args: QuantizationArgs,
+        grid: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]],
+    ) -> tuple[np.ndarray, float]:
+        """``grid(column, weights so far)``: scale and zero point ``(rows,)`` for that column."""
+        left, hessian = weight.astype(np.float64), hessian.astype(np.float64)
+        hessian = hessian + np.eye(len(hessian)) * damping * np.diag(hessian).mean()
+        lower = np.linalg.cholesky(hessian)
+        identity = np.eye(len(hessian))
+        inverse = np.linalg.solve(lower.T, np.linalg.solve(lower, identity))
+        upper = np.linalg.cholesky(inverse).T
+        codes, margin = np.zeros_like(left), 1.0
+        for column in range(left.shape[1]):
+            scale, zero_point = grid(column, left)
+            steps = left[:, column] / scale
+            margin = min(margin, float(np.abs(steps - np.floor(steps) - 0.5).min()))
+            code = np.clip(np.round(steps) + zero_point, args.number.minimum, args.number.maximum)
+            codes[:, column] = code
+            error = (left[:, column] - (code - zero_point) * scale) / upper[column, column]
+            left[:, column:] -= np.outer(error, upper[column, column:])
+        return codes, margin
+
+    return solve

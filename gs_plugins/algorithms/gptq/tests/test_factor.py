@@ -1,0 +1,65 @@
+"""``factor``: H = L D Lᵀ, where L feeds errors back and D says what an error in each feature costs."""
+
+import numpy as np
+import pytest
+
+from gs_gptq import factor
+
+
+@pytest.fixture
+def hessian(correlated) -> np.ndarray:
+    x = correlated(seed=0, tokens=200, features=40, rank=20)
+    return x.T @ x / len(x)
+
+
+@pytest.mark.parametrize("damping", [0.01, 0.1, 1.0])
+def test_the_factors_multiply_to_the_damped_hessian(hessian, damping):
+    damped = hessian + np.eye(40) * damping * np.diag(hessian).mean()
+    lower, d, used = factor(hessian, damping)
+    np.testing.assert_allclose(lower * d @ lower.T, damped, rtol=0, atol=1e-5 * np.abs(damped).max())
+    assert used == damping
+
+
+def test_l_is_unit_lower_triangular_and_d_positive(hessian):
+    lower, d, _ = factor(hessian, 0.01)
+    np.testing.assert_array_equal(lower, np.tril(lower))
+    np.testing.assert_array_equal(np.diag(lower), np.ones(40))
+    assert (d > 0).all()
+
+
+def test_a_feature_that_was_always_zero_neither_gives_nor_takes_feedback(hessian):
+    hessian[[3, 17], :] = hessian[:, [3, 17]] = 0
+    lower, d, used = factor(hessian, 0.01)
+    for dead in (3, 17):
+        np.testing.assert_array_equal(lower[dead, :], np.eye(40)[dead])
+        np.testing.assert_array_equal(lower[:, dead], np.eye(40)[dead])
+    assert np.isfinite(lower).all() and (d > 0).all() and used == 0.01
+
+
+def test_a_hessian_of_nothing_but_zeros_feeds_nothing_back():
+    lower, d, _ = factor(np.zeros((4, 4), np.float32), 0.01)
+    np.testing.assert_array_equal(lower, np.eye(4))
+    np.testing.assert_array_equal(d, np.ones(4))
+
+
+@pytest.mark.parametrize(("asked", "used"), [(0.0, 0.1), (0.01, 0.1), (0.02, 0.2)])
+def test_damping_grows_tenfold_until_the_matrix_is_positive(asked, used):
+    """Eigenvalues 2.05 and -0.05: what rounding makes of a singular matrix, only more so."""
+    indefinite = np.array([[1, 1.05], [1.05, 1]], np.float32)
+    lower, d, found = factor(indefinite.copy(), asked)
+    assert found == pytest.approx(used)
+    np.testing.assert_allclose(lower * d @ lower.T, indefinite + np.eye(2) * used, rtol=1e-5)
+
+
+def test_fewer_tokens_than_features_are_enough(correlated):
+    x = correlated(seed=1, tokens=5, features=64, rank=3)
+    lower, d, _ = factor(x.T @ x / len(x), 0.01)
+    assert np.isfinite(lower).all() and (d > 0).all()
+
+
+@pytest.mark.parametrize(
+    "hopeless", [[[1, 3], [3, 1]], [[1, np.nan], [np.nan, 1]], [[np.inf, 0], [0, 1]]], ids=["indefinite", "nan", "inf"]
+)
+def test_what_no_damping_mends_is_an_error(hopeless):
+    with pytest.raises(ValueError, match="Hessian cannot be factorised"):
+        factor(np.array(hopeless, np.float32), 0.01)
