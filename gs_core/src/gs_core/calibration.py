@@ -105,18 +105,24 @@ def _readable(path: Path) -> str | None:
 
 
 def _jsonl(path: Path) -> Iterator[str]:
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                text = row if isinstance(row, str) else next(row[k] for k in ("text", "prompt", "content") if k in row)
-            except (ValueError, StopIteration, TypeError):
-                raise CalibrationError(
-                    f"{path}, line {number}: expected a JSON object with 'text', 'prompt' or 'content'"
-                ) from None
-            yield str(text)
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield _row(line, f"{path}, line {number}")
+    except OSError as error:
+        raise CalibrationError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise CalibrationError(f"{path}: not UTF-8 text") from None
+
+
+def _row(line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+        text = row if isinstance(row, str) else next(row[k] for k in ("text", "prompt", "content") if k in row)
+    except (ValueError, StopIteration, TypeError, RecursionError):
+        raise CalibrationError(f"{where}: expected a JSON object with 'text', 'prompt' or 'content'") from None
+    return str(text)
 
 
 def check(tokens: np.ndarray, vocabulary: int) -> None:

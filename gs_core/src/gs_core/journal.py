@@ -32,12 +32,14 @@ class Journal:
         try:
             out.mkdir(parents=True, exist_ok=True)
             self._lock_folder()
-            if restart:
-                self._discard()
-            self._adopt(dict(run))
+            try:
+                self._adopt(dict(run), restart and self._discard())
+                self.records = self._read()
+            except BaseException:
+                self.close()
+                raise
         except OSError as error:
             raise OutputError(f"cannot use {out}: {error.strerror or error}") from None
-        self.records = self._read()
 
     def _lock_folder(self) -> None:
         self._handle = os.open(self.out, os.O_RDONLY)
@@ -47,12 +49,17 @@ class Journal:
             os.close(self._handle)
             raise OutputError(f"{self.out} is being written by another run; wait for it, or stop it") from None
 
-    def _adopt(self, run: dict[str, Any]) -> None:
-        if (self.folder / RUN).is_file():
-            _compare(self.out, json.loads((self.folder / RUN).read_text(encoding="utf-8")), run)
+    def _adopt(self, run: dict[str, Any], ours: bool) -> None:
+        path = self.folder / RUN
+        if path.is_file():
+            try:
+                before = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                raise OutputError(f"{path} is damaged; pass --restart to throw the run away") from None
+            _compare(self.out, before, run)
             return
         others = sorted(p.name for p in self.out.iterdir() if p.name != FOLDER)
-        if others:
+        if others and not ours:
             finished = f" It holds a finished run: {REPORT} is there." if REPORT in others else ""
             raise OutputError(
                 f"{self.out} is not empty ({others[0]} …) and no unfinished run of ours.{finished} "
@@ -62,18 +69,24 @@ class Journal:
         write_json(self.folder / RUN, run)
         sync_folder(self.out)
 
-    def _discard(self) -> None:
-        """Remove what an earlier run of ours wrote, by its own account; nothing else."""
+    def _discard(self) -> bool:
+        """Remove what an earlier run of ours wrote, by its own account; nothing else. False when there was none."""
+        unfinished, report = (self.folder / RUN).is_file(), self.out / REPORT
         written = [name for record in self._read() for name in record["files"]]
-        if (self.out / REPORT).is_file():
+        if report.is_file():
             try:
-                written += json.loads((self.out / REPORT).read_text(encoding="utf-8"))["files"]
+                written += [os.fspath(name) for name in json.loads(report.read_text(encoding="utf-8"))["files"]]
             except (ValueError, KeyError, TypeError):
-                raise OutputError(f"{self.out / REPORT} is not a report of ours; nothing was removed") from None
+                raise OutputError(f"{report} is not a report of ours; nothing was removed") from None
+        elif not unfinished:
+            return False
+        if unfinished:
+            written += [path.name for path in self.out.glob("*.partial")]  # it was killed while it wrote these
         for name in {*written, REPORT}:
             if name == os.path.basename(name):
                 (self.out / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+        return True
 
     def _read(self) -> list[dict[str, Any]]:
         path = self.folder / RECORDS

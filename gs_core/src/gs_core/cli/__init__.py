@@ -1,5 +1,6 @@
 """The command ``gsq``. What a command needs is imported when it runs: ``gsq --help`` waits for no library."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -48,4 +49,7 @@ def main() -> None:
     """The entry point."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may lack an arrow
+    # OpenMP's threads spin while they wait for each other. Where another process has the cores they wait long: a run
+    # of seconds takes minutes. Sleeping instead costs some ten microseconds for each parallel loop.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()

@@ -40,7 +40,9 @@ def evaluate(
         print_json(answer)
         return
     print_table(
-        ["model", "numbers", "perplexity"], [[e.model, e.scheme, f"{e.perplexity:.4f}"] for e in found], ["perplexity"]
+        ["model", "numbers", "perplexity"],
+        [[e.model, e.scheme, f"{e.perplexity:.4f}"] for e in found],
+        right=["perplexity"],
     )
     typer.echo()
     if against is not None:

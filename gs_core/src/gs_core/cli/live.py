@@ -28,10 +28,12 @@ class LiveLine(Watcher):
         self._stage = stage
 
     def _line(self) -> Table:
-        line = Table.grid(padding=(0, 1))
+        line = Table.grid(padding=(0, 2))
+        for _ in range(6):
+            line.add_column(no_wrap=True)
         if not self.blocks:
             line.add_row(self._spinner, self._stage, memory())
         else:
-            bar = ProgressBar(total=self.blocks, completed=self.block, width=20)
+            bar = ProgressBar(total=self.blocks, completed=self.block, width=10)
             line.add_row(self._spinner, f"{self._stage:9}", bar, f"{self.block}/{self.blocks}", memory(), self.left)
         return line

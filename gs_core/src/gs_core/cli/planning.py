@@ -44,7 +44,11 @@ def plan(
             }
         )
         return
-    print_table(COLUMNS, collapsed(made.table()))
+    typer.echo(f"{made.model.name}: adapter {made.adapter}, format {made.recipe.format}, device {made.device}")
+    typer.echo()
+    dropped = print_table(COLUMNS, collapsed(made.table()), droppable=("kernel", "adapter", "format"))
+    if dropped:
+        typer.echo(f"(a wider terminal, or --json, shows: {', '.join(dropped)})")
     typer.echo()
     for warning in made.warnings:
         typer.secho("warning: ", fg="yellow", bold=True, nl=False)

@@ -36,7 +36,7 @@ class Watcher:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None and self.first is not None:
-            self(self.doing, self.blocks, self.blocks)
+            self("finish", self.blocks, self.blocks)
         self.end()
 
     def __call__(self, stage: str, block: int, blocks: int) -> None:
@@ -58,7 +58,8 @@ class Watcher:
         if self.first is None or not self.first < self.block < self.blocks:
             return ""
         each = (self._block_started - self._started) / (self.block - self.first)
-        return f"about {duration(each * (self.blocks - self.block))} left"
+        this = max(0.0, each - (time.monotonic() - self._block_started))
+        return f"{duration(this + each * (self.blocks - self.block - 1))} left"
 
     def say(self, line: str) -> None:
         typer.echo(line, err=True)
@@ -92,5 +93,5 @@ def memory() -> str:
         with open("/proc/self/statm", encoding="ascii") as file:
             now = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
-        return f"memory at most {size(peak)}"
-    return f"memory {size(now)}, at most {size(max(now, peak))}"
+        return f"memory peak {size(peak)}"
+    return f"memory {size(now)} (peak {size(max(now, peak))})"

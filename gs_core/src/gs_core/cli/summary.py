@@ -89,14 +89,15 @@ def _together(notes: Sequence[str]) -> str:
 
 def _worst(rows: Sequence[dict[str, Any]]) -> None:
     """Squared errors relative to the float layer's output, or to its weight where no data was seen."""
+    kinds = {row["error_of"] for row in rows}
     print_table(
-        ["worst layers", "scheme", "algorithms", "squared error"],
+        ["worst layers", "scheme", "algorithms", f"{kinds.pop()} error" if len(kinds) == 1 else "error"],
         [
             [
                 row["layer"],
                 row["scheme"],
                 ", ".join(row["algorithms"]),
-                f"{100 * row['error']:#.3g} % of the {row['error_of']}",
+                f"{100 * row['error']:#.3g} %" + (f" of {row['error_of']}" if kinds else ""),
             ]
             for row in rows
         ],

@@ -14,20 +14,28 @@ def fake_quantize(
     Static args need ``scale`` (and ``zero_point`` when asymmetric), each of one element.
     """
     xp = namespace(x)
-    wide = astype(x, "float32")
-    if args.dynamic:
-        rows = xp.reshape(wide, (-1, x.shape[-1]))
-        values = groups.split(rows, args)
-        low, high = xp.min(values, axis=-1), xp.max(values, axis=-1)
-        scale, zero_point = scale_from_range(low, high, args, "float32")
-        scale = xp.expand_dims(scale, axis=-1)
-        zero_point = None if zero_point is None else xp.expand_dims(zero_point, axis=-1)
-        rows = groups.join(decode(encode(values, scale, zero_point, args), scale, zero_point), rows.shape, args)
-        out = xp.reshape(rows, x.shape)
-    else:
-        if scale is None:
-            raise ValueError("static activations need a scale")
-        scale = astype(scale, "float32")
-        zero_point = None if zero_point is None else astype(zero_point, "float32")
-        out = decode(encode(wide, scale, zero_point, args), scale, zero_point)
-    return xp.astype(out, x.dtype)
+    if not args.dynamic and scale is None:
+        raise ValueError("static activations need a scale")
+    scale = None if scale is None else astype(scale, "float32")
+    zero_point = None if zero_point is None else astype(zero_point, "float32")
+    flat = xp.reshape(x, (-1, x.shape[-1]))
+    out = xp.empty_like(flat)
+    height = groups.height(flat.shape[0], args) if args.dynamic else 1
+    for rows, _ in groups.slices(flat, height):
+        values = astype(flat[rows, :], "float32")
+        shape = values.shape
+        if args.dynamic:
+            values = groups.split(values, args)
+            scale, zero_point = _params(values, args)
+        codes = encode(values, scale, zero_point, args)
+        rounded = decode(codes, scale, zero_point)
+        out[rows, :] = xp.astype(groups.join(rounded, shape, args) if args.dynamic else rounded, x.dtype)
+    return xp.reshape(out, x.shape)
+
+
+def _params(values: Array, args: QuantizationArgs) -> tuple[Array, Array | None]:
+    """Scale and zero point of each group of ``(rows, groups, elements)``, ``(rows, groups, 1)``."""
+    xp = namespace(values)
+    low, high = xp.min(values, axis=-1), xp.max(values, axis=-1)
+    scale, zero_point = scale_from_range(low, high, args, "float32")
+    return xp.expand_dims(scale, axis=-1), None if zero_point is None else xp.expand_dims(zero_point, axis=-1)

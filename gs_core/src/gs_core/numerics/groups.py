@@ -3,8 +3,31 @@
 A scale then always has the shape ``(rows, groups)``, and ranges, rounding and error are each written once.
 """
 
+from collections.abc import Iterator
+
 from gs_core.arrays import Array, namespace
 from gs_schemas import QuantizationArgs
+
+SLICE = 2**18
+"""Elements to work on at a time on a processor: what an expression leaves behind then stays in the cache, and in
+memory that the allocator has at hand. Fresh memory for a whole layer costs several times the arithmetic on it."""
+
+
+def slices(x: Array, height: int = 1) -> Iterator[tuple[slice, slice]]:
+    """Rows of ``(rows, columns)`` in ranges of about ``SLICE`` elements, never splitting the ``height`` rows that
+    share a scale; each with the rows of scales it needs."""
+    rows, columns = x.shape
+    step = max(1, SLICE // max(1, columns * height)) * height if str(x.device) == "cpu" else max(1, rows)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        yield slice(start, stop), slice(start // height, stop // height)
+
+
+def height(rows: int, args: QuantizationArgs) -> int:
+    """How many of a weight's ``rows`` share a scale."""
+    if args.granularity == "block" and args.block_size:
+        return args.block_size[0]
+    return rows if args.granularity == "tensor" else 1
 
 
 def split(x: Array, args: QuantizationArgs) -> Array:

@@ -5,7 +5,9 @@ magnitude over half the code range, ``amax / ((qmax - qmin) / 2)``, so int4 divi
 positive value saturates; an asymmetric range always contains zero. Rounding is half to even.
 """
 
-from gs_core.arrays import Array, astype, dtype_name, namespace
+from typing import Any
+
+from gs_core.arrays import Array, astype, namespace
 from gs_core.numerics import groups
 from gs_core.quantized import QuantizedTensor
 from gs_schemas import QuantizationArgs
@@ -63,36 +65,35 @@ def scale_dtype(args: QuantizationArgs, model_dtype: str) -> str:
 def quantize_with(weight: Array, scale: Array, zero_point: Array | None, args: QuantizationArgs) -> QuantizedTensor:
     """Round ``weight`` ``(out, in)`` to the nearest code under given scales ``(rows, groups)``."""
     xp = namespace(weight)
-    wide = astype(scale, "float32")
-    codes = encode(
-        groups.split(weight, args),
-        xp.expand_dims(wide, axis=-1),
-        None if zero_point is None else xp.expand_dims(astype(zero_point, "float32"), axis=-1),
-        args,
-    )
-    codes = groups.join(codes, (weight.shape[0], weight.shape[1]), args)
     dtype = code_dtype(args)
-    return QuantizedTensor(astype(codes, dtype), scale, None if zero_point is None else astype(zero_point, dtype), args)
+    zero_point = None if zero_point is None else astype(zero_point, dtype)
+    codes = xp.empty(weight.shape, dtype=getattr(xp, dtype), device=weight.device)
+    for rows, at in groups.slices(weight, groups.height(weight.shape[0], args)):
+        part = weight[rows, :]
+        found = encode(groups.split(part, args), _wide(scale, at), _wide(zero_point, at), args)
+        codes[rows, :] = astype(groups.join(found, part.shape, args), dtype)
+    return QuantizedTensor(codes, scale, zero_point, args)
 
 
-def dequantize(tensor: QuantizedTensor, dtype: str = "float32") -> Array:
-    """The weight that the codes stand for, ``(out, in)``, computed in float32."""
+def dequantize(tensor: QuantizedTensor) -> Array:
+    """The weight that the codes stand for, float32 ``(out, in)``."""
     xp = namespace(tensor.codes)
-    scale = astype(tensor.scale, "float32")
-    zero_point = None if tensor.zero_point is None else astype(tensor.zero_point, "float32")
-    codes = astype(tensor.codes, "float32")
-    if tensor.group_index is not None:
-        scale = xp.take(scale, tensor.group_index, axis=1)
-        zero_point = None if zero_point is None else xp.take(zero_point, tensor.group_index, axis=1)
-        weight = decode(codes, scale, zero_point)
-    else:
-        weight = groups.join(
-            decode(
-                groups.split(codes, tensor.args),
-                xp.expand_dims(scale, axis=-1),
-                None if zero_point is None else xp.expand_dims(zero_point, axis=-1),
-            ),
-            tensor.shape,
-            tensor.args,
-        )
-    return weight if dtype == dtype_name(weight) else astype(weight, dtype)
+    args = tensor.args
+    weight = xp.empty(tensor.shape, dtype=xp.float32, device=tensor.codes.device)
+    for rows, at in groups.slices(tensor.codes, groups.height(tensor.shape[0], args)):
+        part = astype(tensor.codes[rows, :], "float32")
+        scale, zero_point = _wide(tensor.scale, at), _wide(tensor.zero_point, at)
+        if tensor.group_index is not None:
+            scale = xp.take(scale[:, :, 0], tensor.group_index, axis=1)
+            zero_point = None if zero_point is None else xp.take(zero_point[:, :, 0], tensor.group_index, axis=1)
+            weight[rows, :] = decode(part, scale, zero_point)
+        else:
+            weight[rows, :] = groups.join(decode(groups.split(part, args), scale, zero_point), part.shape, args)
+    return weight
+
+
+def _wide(parameter: Any, rows: slice) -> Any:
+    """Rows of scales or zero points in float32, ``(rows, groups, 1)``."""
+    if parameter is None:
+        return None
+    return namespace(parameter).expand_dims(astype(parameter[rows, :], "float32"), axis=-1)

@@ -51,8 +51,18 @@ def weight_params(
     ``importance``: ``(in,)``, how much an error in each input feature matters; used by ``mse`` alone.
     """
     xp = namespace(weight)
-    values = groups.split(weight, args)
     dtype = scale_dtype(args, model_dtype)
+    parts = groups.slices(weight, groups.height(weight.shape[0], args))
+    found = [_params(weight[rows, :], args, dtype, importance) for rows, _ in parts]
+    scales, zero_points = zip(*found, strict=True)
+    return xp.concat(scales), None if zero_points[0] is None else xp.concat(zero_points)
+
+
+def _params(
+    weight: Array, args: QuantizationArgs, dtype: str, importance: Array | None
+) -> tuple[Array, Array | None]:
+    xp = namespace(weight)
+    values = groups.split(weight, args)
     low, high = minmax(values)
     if args.observer == "mse":
         if importance is not None:

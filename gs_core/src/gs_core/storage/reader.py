@@ -37,16 +37,19 @@ class StoredTensor:
     nbytes: int
 
     def chunks(self) -> Iterator[memoryview]:
-        """The bytes in pieces of ``CHUNK``. Raises ``CheckpointError`` when the file ends early."""
-        with open(self.path, "rb", buffering=0) as file:
-            file.seek(self.offset)
-            left = self.nbytes
-            while left:
-                piece = file.read(min(CHUNK, left))
-                if not piece:
-                    raise CheckpointError(f"{self.path}: ended while reading '{self.name}'; copy the file again")
-                left -= len(piece)
-                yield memoryview(piece)
+        """The bytes in pieces of ``CHUNK``. Raises ``CheckpointError`` when the file ends early or cannot be read."""
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                file.seek(self.offset)
+                left = self.nbytes
+                while left:
+                    piece = file.read(min(CHUNK, left))
+                    if not piece:
+                        raise CheckpointError(f"{self.path}: ended while reading '{self.name}'; copy the file again")
+                    left -= len(piece)
+                    yield memoryview(piece)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: {error.strerror or error}") from None
 
     def read(self) -> RawTensor:
         """The whole tensor in memory of its own."""
@@ -90,13 +93,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             header = json.loads(file.read(length))
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{path}: the header is not JSON; the file is damaged") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the header is not a JSON object; the file is damaged")
     header.pop("__metadata__", None)
     tensors = [_entry(path, 8 + length, size, name, value) for name, value in header.items()]
-    tensors.sort(key=lambda t: t.offset)
+    tensors.sort(key=lambda t: (t.offset, t.nbytes))
     for before, after in pairwise(tensors):
         if before.offset + before.nbytes > after.offset:
             raise CheckpointError(f"{path}: '{before.name}' and '{after.name}' overlap; the file is damaged")
@@ -111,7 +114,9 @@ def _entry(path: Path, base: int, size: int, name: str, value: Any) -> StoredTen
         whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path}: cannot understand the entry of '{name}': {value!r:.200}") from None
-    if not whole or end - begin != math.prod(shape) * itemsize:
+    if not whole:
+        raise CheckpointError(f"{path}: '{name}' has sizes or offsets that are no whole numbers: {value!r:.200}")
+    if end - begin != math.prod(shape) * itemsize:
         raise CheckpointError(f"{path}: '{name}' says shape {shape} {dtype} but holds {end - begin} bytes")
     if base + end > size:
         raise CheckpointError(
@@ -178,7 +183,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         pairs = {str(k): v for k, v in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{path}: not an index of shards (no readable 'weight_map')") from None
     for name, file in pairs.items():
         # A shard is a plain file name. Anything else could read from, or later write to, somewhere else.

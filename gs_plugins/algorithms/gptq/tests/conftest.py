@@ -1,6 +1,7 @@
 """What these tests share: a weight held in memory, activations as real ones are, and GPTQ as its paper writes it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +37,18 @@ def held() -> type[Held]:
     return Held
 
 
+def observing(x: np.ndarray) -> dict[str, Any]:
+    hessian = Hessian()
+    hessian.update(x)
+    return {"site": hessian.result()}
+
+
+@pytest.fixture(scope="session")
+def observed() -> Callable[[np.ndarray], dict[str, Any]]:
+    """``(x)``: what the plugin observes when ``x`` arrives at the site."""
+    return observing
+
+
 @pytest.fixture(scope="session")
 def quantized() -> Callable[..., QuantizedTensor]:
     """``(weight, x, args, dtype="float32", **options)``: one layer through the plugin's hooks."""
@@ -43,10 +56,8 @@ def quantized() -> Callable[..., QuantizedTensor]:
     def quantize(
         weight: np.ndarray, x: np.ndarray, args: QuantizationArgs, dtype: str = "float32", **options: object
     ) -> QuantizedTensor:
-        plugin, hessian = GPTQ(Options(**options)), Hessian()
-        hessian.update(x)
-        layer = Held(weight, args, dtype=dtype)
-        return plugin.quantize(layers=[layer], observed={layer.site: hessian.result()})[layer.name]
+        plugin, layer = GPTQ(Options(**options)), Held(weight, args, dtype=dtype)
+        return plugin.quantize(layers=[layer], observed=observing(x))[layer.name]
 
     return quantize
 

@@ -68,12 +68,10 @@ def test_layers_that_share_a_site_get_the_codes_they_would_get_alone(held, x, op
         assert same(together[layer.name], alone)
 
 
-def test_layers_of_one_site_may_have_different_numbers(held, weight, x):
-    hessian = Hessian()
-    hessian.update(x)
+def test_layers_of_one_site_may_have_different_numbers(held, observed, weight, x):
     int8 = QuantizationArgs(format="int8", granularity="channel")
     layers = [held(weight, INT4, "four"), held(weight, int8, "eight"), held(weight, INT4, "half", dtype="float16")]
-    found = GPTQ().quantize(layers=layers, observed={"site": hessian.result()})
+    found = GPTQ().quantize(layers=layers, observed=observed(x))
     assert [found[n].args.bits for n in ("four", "eight", "half")] == [4, 8, 4]
     assert [dtype_name(found[n].scale) for n in ("four", "eight", "half")] == ["float32", "float32", "float16"]
     assert np.abs(found["eight"].codes.astype(int)).max() > 7
@@ -84,15 +82,13 @@ def test_a_layer_no_token_reached_is_rounded_to_nearest(held, weight):
     assert same(found, numerics.quantize_weight(weight, INT4, "float32"))
 
 
-def test_one_scale_for_the_whole_tensor_is_shared_by_all_rows_of_the_layer_alone(held, x, output_error):
+def test_one_scale_for_the_whole_tensor_is_shared_by_all_rows_of_the_layer_alone(held, observed, x, output_error):
     """Two layers of one site must not end with one scale between them."""
-    hessian = Hessian()
-    hessian.update(x)
     args = QuantizationArgs(format="int8", granularity="tensor")
     random = np.random.default_rng(3)
     small, large = (s * random.standard_normal((8, 64)).astype(np.float32) for s in (1, 100))
     layers = [held(small, args, "small"), held(large, args, "large")]
-    found = GPTQ().quantize(layers=layers, observed={"site": hessian.result()})
+    found = GPTQ().quantize(layers=layers, observed=observed(x))
     assert found["small"].scale.shape == found["large"].scale.shape == (1, 1)
     assert output_error(small, found["small"], x) < 1e-3
 

@@ -31,6 +31,13 @@ def fitted(weight: np.ndarray, args: QuantizationArgs) -> tuple[np.ndarray, np.n
     return scale * np.float32(7.5 / 7 if args.symmetric else 1), zero_point
 
 
+def solved(weight: np.ndarray, hessian: np.ndarray, grid: Grid, block_size: int, choose=None) -> np.ndarray:
+    """``solve`` takes features from the last to the first: here the first is the first to be taken."""
+    lower, _, _ = factor(hessian[::-1, ::-1].copy(), 0.01)
+    groups = [i * len(grid.scale) // FEATURES for i in reversed(range(FEATURES))]
+    return solve(weight[:, ::-1].copy(), lower, groups, grid, block_size, choose)[:, ::-1]
+
+
 def per_column(array: np.ndarray | None, size: int) -> np.ndarray:
     """``(rows, groups)`` to ``(rows, features)``; no zero point is a zero point of zero."""
     return np.repeat(array.astype(np.float64), size, axis=1) if array is not None else np.zeros((ROWS, FEATURES))
@@ -102,7 +109,5 @@ def test_without_correlation_it_is_rounding_to_nearest(problem):
     weight, _ = problem
     args = int4("group")
     scale, zero_point = fitted(weight, args)
-    codes = solve(
-        weight, np.eye(FEATURES, dtype=np.float32), [i // GROUP for i in range(FEATURES)], Grid(scale, None, args), 16
-    )
+    codes = solved(weight, np.eye(FEATURES, dtype=np.float32), Grid(scale, zero_point, args), 16)
     np.testing.assert_array_equal(codes, numerics.quantize_with(weight, scale, zero_point, args).codes)

@@ -1,0 +1,114 @@
+"""Llama checkpoints of random weights, bfloat16, written tensor by tensor: `checkpoints.py big|mid FOLDER TOKENS.npy`."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gs_core.arrays import RawTensor
+from gs_core.storage import INDEX, DerivedTensor, write_json, write_safetensors
+
+SHARD_BYTES = 10**9
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a Llama, and of the calibration tokens that go with it."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    vocabulary: int
+    samples: int
+    seq_len: int
+    heads: int = 16
+    kv_heads: int = 16
+
+
+SHAPES = {
+    # Just over 3 GiB in 24 blocks.
+    "big": Shape(2048, 7424, 24, 32000, 8, 128),
+    # 202 M parameters, 186 M of them in 4 blocks.
+    "mid": Shape(2048, 5504, 4, 4096, 16, 512, kv_heads=8),
+}
+
+
+def parameters(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of all weights, as transformers saves a Llama."""
+    yield "model.embed_tokens.weight", (shape.vocabulary, shape.hidden)
+    for i in range(shape.layers):
+        keys = shape.hidden // shape.heads * shape.kv_heads
+        for name, rows in (("q", shape.hidden), ("k", keys), ("v", keys), ("o", shape.hidden)):
+            yield f"model.layers.{i}.self_attn.{name}_proj.weight", (rows, shape.hidden)
+        for name in ("gate", "up"):
+            yield f"model.layers.{i}.mlp.{name}_proj.weight", (shape.intermediate, shape.hidden)
+        yield f"model.layers.{i}.mlp.down_proj.weight", (shape.hidden, shape.intermediate)
+        for name in ("input", "post_attention"):
+            yield f"model.layers.{i}.{name}_layernorm.weight", (shape.hidden,)
+    yield "model.norm.weight", (shape.hidden,)
+    yield "lm_head.weight", (shape.vocabulary, shape.hidden)
+
+
+def random_tensor(seed: int, name: str, shape: tuple[int, ...]) -> DerivedTensor:
+    """Ones for a norm, else N(0, 0.02²) as transformers starts a Llama; made when it is written."""
+
+    def make() -> RawTensor:
+        if len(shape) == 1:
+            values = np.ones(shape, np.float32)
+        else:
+            values = np.random.default_rng(seed).standard_normal(shape, np.float32) * np.float32(0.02)
+        # Truncation is rounding enough for random numbers.
+        upper = (values.view(np.uint32) >> 16).astype(np.uint16)
+        return RawTensor("bfloat16", shape, upper.reshape(-1).view(np.uint8))
+
+    return DerivedTensor(name, "bfloat16", shape, make)
+
+
+def write(shape: Shape, folder: Path) -> int:
+    """Write the checkpoint in shards of about ``SHARD_BYTES``; returns the bytes of all tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = [random_tensor(seed, *parameter) for seed, parameter in enumerate(parameters(shape))]
+    total, shards, weight_map = sum(t.nbytes for t in tensors), list[list[DerivedTensor]](), {}
+    for tensor in tensors:
+        if not shards or sum(t.nbytes for t in shards[-1]) >= SHARD_BYTES:
+            shards.append([])
+        shards[-1].append(tensor)
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(folder / name, [(t.name, t) for t in shard])
+        weight_map |= {t.name: name for t in shard}
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "vocab_size": shape.vocabulary,
+        "max_position_embeddings": 2048,
+        "torch_dtype": "bfloat16",
+        "tie_word_embeddings": False,
+    }
+    write_json(folder / "config.json", config)
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("tokens", type=Path)
+    given = parser.parse_args()
+    shape = SHAPES[given.shape]
+    total = write(shape, given.folder)
+    np.save(given.tokens, np.random.default_rng(0).integers(shape.vocabulary, size=(shape.samples, shape.seq_len)))
+    print(json.dumps({"bytes": total, "blocks": shape.layers, "samples": shape.samples, "seq_len": shape.seq_len}))
+
+
+if __name__ == "__main__":
+    main()
