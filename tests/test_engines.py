@@ -1,19 +1,20 @@
 """What is exported computes in other people's code what it computes in ours."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
+from safetensors import safe_open
 
+import gs_schemas
 from gs_compressed_tensors.packing import pack_rows, unpack_rows
-from gs_core import evaluate
+from gs_core import evaluate, numerics
 
 W8A8_MLP = {"overrides": [{"match": "*.mlp.*", "scheme": "W8A8", "algorithms": ["rtn"]}]}
-GROUP_32 = {
-    "scheme": {"weights": {"format": "int4", "granularity": "group", "group_size": 32}},
-}
+GROUP_32 = {"scheme": {"weights": {"format": "int4", "granularity": "group", "group_size": 32}}}
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,93 @@ def test_transformers_computes_what_we_compute(exported, data, transformers_perp
     print(f"ours {ours:.4f}, theirs {theirs:.4f}")
     assert theirs == pytest.approx(ours, rel=0.005)
     assert 14.62 < theirs < 14.9
+
+
+# --- words of packed codes, by the library that defined them -----------------------------------------------------
+
+
+@pytest.fixture
+def codes(bits: int) -> np.ndarray:
+    """Every code there is, in rows that do not fill their last word."""
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    random = np.random.default_rng(bits).integers(low, high + 1, (21, 37), np.int8)
+    every = np.resize(np.arange(low, high + 1), (8, 37)).astype(np.int8)
+    return np.concatenate([every, random])
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_words_are_those_of_the_library(codes, bits):
+    theirs = pack_to_int32(torch.from_numpy(codes), bits)
+    np.testing.assert_array_equal(pack_rows(codes, bits), theirs.numpy())
+    np.testing.assert_array_equal(unpack_rows(theirs.numpy(), bits, codes.shape[1]), codes)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_zero_points_are_packed_as_the_library_packs_along_the_output_features(codes, bits):
+    theirs = pack_to_int32(torch.from_numpy(codes), bits, packed_dim=0)
+    np.testing.assert_array_equal(pack_rows(np.ascontiguousarray(codes.T), bits).T, theirs.numpy())
+
+
+@pytest.mark.parametrize("recipe", ["w4a16-rtn", "w4a16-asym-rtn", "w8a16-rtn"])
+def test_the_library_unpacks_an_exported_layer_to_the_codes_of_rounding(exported, data, recipe):
+    """Names, shapes and bits of a file, read with nothing of ours, against numerics alone."""
+    name = "model.layers.2.mlp.down_proj"
+    stored = load_layer(exported("tiny-llama", recipe), name)
+    args = gs_schemas.recipe(recipe).scheme.weights
+    source = load_layer(data.model("tiny-llama"), name)["weight"].float().numpy()
+    wanted = numerics.quantize_weight(source, args, "bfloat16")
+
+    shape = torch.Size(stored["weight_shape"].tolist())
+    codes = unpack_from_int32(stored["weight_packed"], args.bits, shape)
+    np.testing.assert_array_equal(codes.numpy(), wanted.codes)
+    np.testing.assert_array_equal(stored["weight_scale"].float().numpy(), wanted.scale.astype(np.float32))
+    if not args.symmetric:
+        shape = torch.Size(stored["weight_scale"].shape)
+        zero_points = unpack_from_int32(stored["weight_zero_point"], args.bits, shape, packed_dim=0)
+        np.testing.assert_array_equal(zero_points.numpy(), wanted.zero_point)
+
+
+def load_layer(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """The tensors of one layer by their suffixes, read by the safetensors library through the index."""
+    index = folder / "model.safetensors.index.json"
+    files = {*json.loads(index.read_text())["weight_map"].values()} if index.is_file() else {"model.safetensors"}
+    found = {}
+    for file in files:
+        with safe_open(folder / file, "pt") as tensors:
+            found |= {
+                n.removeprefix(f"{name}."): tensors.get_tensor(n) for n in tensors.keys() if n.startswith(f"{name}.")
+            }
+    return found
+
+
+# --- the folder --------------------------------------------------------------------------------------------------
+
+
+def test_everything_else_of_the_source_folder_is_carried_over(exported, data):
+    source, out = data.model("tiny-llama"), exported("tiny-llama", "w8a8-rtn")
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (out / name).read_bytes() == (source / name).read_bytes()
+    config = json.loads((out / "config.json").read_text())
+    del config["quantization_config"]
+    assert config == json.loads((source / "config.json").read_text())
+
+
+def test_what_is_not_quantized_has_the_bytes_of_the_source(exported, data):
+    out, source = exported("tiny-llama", "w4a16-gptq"), data.model("tiny-llama")
+    for name in ("model.embed_tokens", "model.norm", "model.layers.0.input_layernorm"):
+        ours, theirs = load_layer(out, name), load_layer(source, name)
+        assert ours.keys() == theirs.keys() == {"weight"}
+        assert ours["weight"].dtype == torch.bfloat16 and torch.equal(ours["weight"], theirs["weight"])
+
+
+def test_the_index_names_every_tensor_and_its_size(exported):
+    folder = exported("tiny-llama", "w4a16-gptq")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    held, total = {}, 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            held |= dict.fromkeys(tensors.keys(), file.name)
+            total += sum(tensors.get_tensor(n).nbytes for n in tensors.keys())
+    assert index["weight_map"] == held
+    assert index["metadata"]["total_size"] == total
+    assert len({*held.values()}) == 5  # a shard for each of four blocks, and one for what lies outside them

@@ -17,7 +17,7 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 SCHEMAS = {"pydantic", "yaml"}
-CORE = {"pluggy", "numpy", "array_api_compat", "safetensors", "typer", "rich", "pydantic", "pytest"}
+CORE = {"pluggy", "numpy", "array_api_compat", "ml_dtypes", "typer", "rich", "pydantic", "pytest"}
 OURS = {"schemas": set(), "gs_core": {"gs_schemas"}}  # the rest: the core and the schemas
 
 # A plugin may use these inside a function; at import time they cost seconds.

@@ -44,5 +44,6 @@ def test_a_room_is_a_distribution_with_tests(room):
 
 def test_a_plugin_registers_under_its_group(room):
     groups = {"gs_plugins": f"golden_stick.{room.folder.parent.name}", "adapters": "golden_stick.adapters"}
+    groups["gs_core"] = "golden_stick.kernels"  # the reference kernel, which is always there
     expected = {groups[room.kind]} if room.kind in groups else set()
     assert set(room.project.get("entry-points", {})) == expected

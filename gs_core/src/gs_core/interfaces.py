@@ -105,7 +105,7 @@ class Fold:
         if self.index is None:
             return scale
         xp = namespace(scale)
-        return xp.take(scale, xp.asarray(self.index), axis=0)
+        return xp.take(scale, xp.asarray(self.index, device=scale.device), axis=0)
 
     def reduce_max(self, arrays: Sequence[Array]) -> Array:
         """The largest of several ``(features,)`` arrays for each free channel, ``(channels,)``."""
@@ -115,7 +115,7 @@ class Fold:
             largest = xp.maximum(largest, array)
         if self.index is None:
             return largest
-        order = xp.asarray(np.argsort(self.index, kind="stable"))
+        order = xp.asarray(np.argsort(self.index, kind="stable"), device=largest.device)
         return xp.max(xp.reshape(xp.take(largest, order, axis=0), (self.channels, -1)), axis=1)
 
 

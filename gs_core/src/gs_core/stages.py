@@ -101,6 +101,7 @@ class Stages:
 
     def export(self, name: str, output: Output) -> list[str]:
         answer = self._call("export", name, output=output)
-        ok = isinstance(answer, Sequence) and all(isinstance(f, str) for f in answer)
+        listed = isinstance(answer, Sequence) and not isinstance(answer, str)
+        ok = listed and all(isinstance(f, str) for f in answer)
         self._answer("export", name, ok, answer, "a list of file names")
         return list(answer)

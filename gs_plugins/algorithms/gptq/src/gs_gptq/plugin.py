@@ -159,8 +159,9 @@ class GPTQ(Algorithm):
         size = args.group_size or features
         static = self.options.static_groups or args.granularity != "group"
         in_order = features - 1 - position  # the how-manieth each feature is taken
-        group_of = (in_order if self.options.act_order and not static else xp.arange(features)) // size
-        groups = [int(group) for group in xp.take(astype(group_of, "int64"), site.order, axis=0)]
+        stored = xp.arange(features, device=weight.device)
+        group_of = (in_order if self.options.act_order and not static else stored) // size
+        groups = [int(group) for group in xp.take(group_of, site.order, axis=0)]
         grid = Grid(scale, zero_point, args)
 
         def choose(left: Array, first: int) -> tuple[Array, Array | None]:
