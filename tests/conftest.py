@@ -15,6 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+# Before torch is imported, here and in what this process starts: two busy pools of threads on a small machine
+# spend most of their time waiting for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 TESTS = Path(__file__).parent
 SAMPLES, SEQ_LEN, WINDOWS = 128, 256, 64
 """Calibration and evaluation of every measured number: 128 x 256 and 64 x 256 tokens."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 import gs_schemas
 from gs_compressed_tensors.packing import pack_rows, unpack_rows
@@ -84,16 +84,12 @@ def test_the_library_unpacks_an_exported_layer_to_the_codes_of_rounding(exported
 
 
 def load_layer(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """The tensors of one layer by their suffixes, read by the safetensors library through the index."""
-    index = folder / "model.safetensors.index.json"
-    files = {*json.loads(index.read_text())["weight_map"].values()} if index.is_file() else {"model.safetensors"}
-    found = {}
-    for file in files:
-        with safe_open(folder / file, "pt") as tensors:
-            found |= {
-                n.removeprefix(f"{name}."): tensors.get_tensor(n) for n in tensors.keys() if n.startswith(f"{name}.")
-            }
-    return found
+    """The tensors of one layer by their suffixes, read by the safetensors library."""
+    return {n.removeprefix(f"{name}."): t for n, t in load_folder(folder).items() if n.startswith(f"{name}.")}
+
+
+def load_folder(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 # --- the folder --------------------------------------------------------------------------------------------------
@@ -119,11 +115,7 @@ def test_what_is_not_quantized_has_the_bytes_of_the_source(exported, data):
 def test_the_index_names_every_tensor_and_its_size(exported):
     folder = exported("tiny-llama", "w4a16-gptq")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
-    held, total = {}, 0
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            held |= dict.fromkeys(tensors.keys(), file.name)
-            total += sum(tensors.get_tensor(n).nbytes for n in tensors.keys())
-    assert index["weight_map"] == held
-    assert index["metadata"]["total_size"] == total
-    assert len({*held.values()}) == 5  # a shard for each of four blocks, and one for what lies outside them
+    shards = {file.name: load_file(file) for file in folder.glob("*.safetensors")}
+    assert index["weight_map"] == {name: file for file, tensors in shards.items() for name in tensors}
+    assert index["metadata"]["total_size"] == sum(t.nbytes for tensors in shards.values() for t in tensors.values())
+    assert len(shards) == 5  # one for each of four blocks, and one for what lies outside them

@@ -1,12 +1,17 @@
 """Fixtures of the core's tests: a toy to quantize, and the kit's plugins as if they were installed."""
 
+import json
 import os
+import sys
+from functools import cache
 
 import numpy as np
 import pytest
 from hypothesis import settings
 
-from gs_core.testing import write_distribution, write_toy
+from gs_core import api, discovery
+from gs_core.testing import ToyAdapter, write_distribution, write_toy
+from gs_schemas import Recipe
 
 settings.register_profile("quick", max_examples=40, deadline=None, database=None, derandomize=True)
 settings.load_profile("quick")
@@ -44,9 +49,62 @@ def site(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def plugins(site):
+def alone(tmp_path, monkeypatch):
+    """Nothing is installed but the core and what ``site`` installs."""
+    real = discovery.entry_points
+
+    @cache
+    def points(group, path):
+        found = real(group=group)
+        return [p for p in found if p.dist.name == "golden-stick-core" or tmp_path in p.dist.locate_file("x").parents]
+
+    def visible(group):
+        return points(group, tuple(sys.path))  # reading what is installed takes longer than most tests
+
+    monkeypatch.setattr(discovery, "entry_points", visible)
+
+
+@pytest.fixture
+def plugins(site, alone):
     """The kit's smallest plugins by name: algorithms ``round`` and ``level``, format ``plain``."""
     home = "gs_core.testing.plugins"
     return site(
-        "kit-plugins", "0.9", algorithm=f"round = {home}:Rounding\nlevel = {home}:Levelling", format=f"plain = {home}:Plain"
+        "kit-plugins",
+        "0.9",
+        algorithm=f"round = {home}:Rounding\nlevel = {home}:Levelling",
+        format=f"plain = {home}:Plain",
     )
+
+
+INT4 = {"weights": {"format": "int4", "granularity": "group", "group_size": 32}}
+
+
+@pytest.fixture
+def run(toy, tokens, plugins, tmp_path):
+    """Quantize the toy into ``out``: ``run(algorithms=[...], scheme=...)``. Other keywords go to ``quantize``."""
+
+    def quantize(source=toy, out=tmp_path / "out", **given):
+        fields = {
+            name: given.pop(name) for name in list(given) if name in Recipe.model_fields and name != "calibration"
+        }
+        recipe = Recipe.parse({"scheme": INT4, "algorithms": ["round"], "format": "plain"} | fields)
+        samples, seq_len = tokens.shape
+        given = {"calibration": tokens, "samples": samples, "seq_len": seq_len, "adapter": ToyAdapter()} | given
+        return api.quantize(source, recipe, out, **given)
+
+    return quantize
+
+
+@pytest.fixture
+def contents():
+    """Every file below a folder by its path, but for what the report says of this one run."""
+
+    def read(folder):
+        found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        if "gsq_report.json" in found:
+            report = json.loads(found["gsq_report.json"])
+            del report["run"]
+            found["gsq_report.json"] = report
+        return found
+
+    return read

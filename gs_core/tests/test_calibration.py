@@ -101,7 +101,7 @@ def test_a_damaged_npy_file(content, tmp_path):
 
 def test_an_npy_file_of_objects_is_not_unpickled(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{}], dtype=object))
-    with pytest.raises(CalibrationError, match="not a .npy array of tokens"):
+    with pytest.raises(CalibrationError, match=r"not a \.npy array of tokens"):
         load(tmp_path / "a.npy")
 
 

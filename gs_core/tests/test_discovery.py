@@ -20,7 +20,11 @@ FAULTS = {
         "Halve",
         "cannot be imported: ModuleNotFoundError: No module named 'no_such_library'",
     ),
-    "a module that raises": ("raise RuntimeError('no licence')", "Halve", "cannot be imported: RuntimeError: no licence"),
+    "a module that raises": (
+        "raise RuntimeError('no licence')",
+        "Halve",
+        "cannot be imported: RuntimeError: no licence",
+    ),
     "a syntax error": ("def :", "Halve", "cannot be imported: SyntaxError: "),
     "an attribute that is missing": (GOOD, "Halves", "cannot be imported: AttributeError: "),
     "an object that is no class": (

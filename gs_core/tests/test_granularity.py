@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gs_core import numerics
+from gs_core.numerics import groups
+from gs_core.testing.suite import INPUTS, WEIGHTS
 from gs_schemas import QuantizationArgs
 
 WEIGHT = np.random.default_rng(0).standard_normal((6, 12)).astype(np.float32)
@@ -84,3 +86,25 @@ def test_an_objection_names_the_sizes_that_fit():
     assert odd.endswith("dividing: [50]")
     tile = numerics.objection((64, 96), QuantizationArgs(format="int4", granularity="block", block_size=(128, 32)))
     assert tile == "block_size (128, 32) does not divide the shape (64, 96)"
+
+
+@pytest.mark.parametrize("args", WEIGHTS.values(), ids=WEIGHTS)
+def test_working_on_a_few_rows_at_a_time_changes_nothing(args, monkeypatch):
+    weight = np.random.default_rng(0).standard_normal((64, 96)).astype(np.float32)
+    whole = numerics.quantize_weight(weight, args, "bfloat16")
+    wanted = numerics.dequantize(whole)
+    monkeypatch.setattr(groups, "SLICE", 500)
+    assert len(list(groups.slices(weight))) == 13
+    sliced = numerics.quantize_weight(weight, args, "bfloat16")
+    for part in ("codes", "scale", "zero_point"):
+        assert np.array_equal(getattr(sliced, part), getattr(whole, part)), part
+    assert np.array_equal(numerics.dequantize(sliced), wanted)
+
+
+@pytest.mark.parametrize("args", INPUTS.values(), ids=INPUTS)
+def test_working_on_a_few_tokens_at_a_time_changes_nothing(args, monkeypatch):
+    x = np.random.default_rng(0).standard_normal((5, 13, 96)).astype(np.float32)
+    params = () if args.dynamic else (np.array([0.02], np.float32), None if args.symmetric else np.array([3.0]))
+    whole = numerics.fake_quantize(x, args, *params)
+    monkeypatch.setattr(groups, "SLICE", 500)
+    assert np.array_equal(numerics.fake_quantize(x, args, *params), whole)

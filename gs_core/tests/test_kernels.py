@@ -21,7 +21,12 @@ def kernel(priority, objection):
 
 
 def test_the_highest_priority_without_an_objection():
-    some = {"slow": kernel(0, None), "fast": kernel(5, "needs a chip"), "fair": kernel(1, None), "even": kernel(1, None)}
+    some = {
+        "slow": kernel(0, None),
+        "fast": kernel(5, "needs a chip"),
+        "fair": kernel(1, None),
+        "even": kernel(1, None),
+    }
     assert kernels.choose(REQUEST, some) == Choice("even", (("fast", "needs a chip"),))
 
 

@@ -37,9 +37,7 @@ def test_weights(args):
 def test_importance():
     args = WEIGHTS["int4 group mse"]
     importance = np.abs(X[0])
-    one, other = (
-        numerics.weight_params(make(X), args, "float32", make(importance)) for make in (np.asarray, strict)
-    )
+    one, other = (numerics.weight_params(make(X), args, "float32", make(importance)) for make in (np.asarray, strict))
     assert same(one[0], other[0])
 
 

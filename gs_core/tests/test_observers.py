@@ -63,7 +63,9 @@ def test_a_static_scale_covers_the_range_over_channels():
     found = static_input(span, np.zeros((1, 2), np.float32), INT8, "bfloat16")
     assert found.scale.tolist() == [2.0]
     assert found.zero_point is None
-    asymmetric = static_input(span, np.zeros((1, 2), np.float32), INT8.model_copy(update={"symmetric": False}), "float32")
+    asymmetric = static_input(
+        span, np.zeros((1, 2), np.float32), INT8.model_copy(update={"symmetric": False}), "float32"
+    )
     assert (asymmetric.scale * 255).round().tolist() == [258]
     assert asymmetric.zero_point.tolist() == [-128 + 3]
 

@@ -34,7 +34,9 @@ def problems(folder, **fields):
 
 
 def test_every_layer_has_its_row(toy):
-    made = plan(toy, ignore=["lm_head", "*.o"], overrides=[{"match": "re:.*up$", "scheme": "W8A16", "algorithms": ["round"]}])
+    made = plan(
+        toy, ignore=["lm_head", "*.o"], overrides=[{"match": "re:.*up$", "scheme": "W8A16", "algorithms": ["round"]}]
+    )
     assert [row.layer.name for row in made.rows] == LAYERS
     rows = {row["layer"]: row for row in made.table()}
     assert list(rows) == [*LAYERS, "lm_head"]
@@ -100,11 +102,12 @@ def test_a_recipe_comes_by_name_by_file_or_as_an_object(toy, tmp_path):
 CANNOT = {
     "an unknown algorithm": (
         {"algorithms": ["rounds"]},
-        r"no algorithm named 'rounds'; installed: .*\bround\b.*\. Did you mean 'round'\?",
+        r"no algorithm named 'rounds'; installed: again, impostor, level, picky, round, scattering\. "
+        r"Did you mean 'round'\?",
     ),
     "an unknown format": (
         {"format": "plane"},
-        r"no format named 'plane'; installed: .*\bplain\b.*\. Did you mean 'plain'\?",
+        r"no format named 'plane'; installed: impostor, jealous, narrow, plain\. Did you mean 'plain'\?",
     ),
     "an unknown option": (
         {"algorithms": [{"round": {"damping": 1}}]},
@@ -139,10 +142,6 @@ CANNOT = {
     "two stages": (
         {"scheme": {"weights": {"format": "int4", "after": {"format": "int8"}}}},
         r".* and 18 more: scheme\.weights\.after: no installed algorithm quantizes in two stages; remove it",
-    ),
-    "a format without numerics": (
-        {"scheme": {"weights": {"format": "fp8_e4m3"}}},
-        r".* and 18 more: scheme\.weights\.format: numerics for 'fp8_e4m3' are not installed",
     ),
     "an override that matches nothing": (
         {"overrides": [{"match": "*.q_proj", "scheme": None}]},
@@ -226,6 +225,12 @@ def test_every_problem_is_told_at_once(toy):
     assert len(problems(toy, algorithms=["rounds"], format="plane")) == 2
 
 
+def test_numbers_that_nothing_can_compute(toy):
+    found = problems(toy, scheme={"weights": {"format": "fp8_e4m3"}})
+    assert found[0].endswith(" and 18 more: scheme.weights.format: numerics for 'fp8_e4m3' are not installed")
+    assert found[1] == "no kernel for w fp8_e4m3 channel on cpu:\n  reference: knows integer weights, got fp8_e4m3"
+
+
 def test_an_ignore_that_matches_nothing_is_a_warning(toy):
     made = plan(toy, ignore=["lm_head", "*.q_proj", "*.q"])
     assert made.warnings == ("ignore '*.q_proj' matches nothing in this model",)
@@ -250,7 +255,7 @@ def test_a_model_that_is_not_there(tmp_path):
 
 def test_a_folder_no_adapter_takes(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "nonesuch"}')
-    with pytest.raises(PlanError, match="no installed adapter takes"):
+    with pytest.raises(PlanError, match=r"no installed adapter takes .*: none is installed"):
         api.plan(tmp_path, recipe())
 
 
@@ -260,8 +265,7 @@ def test_an_adapter_by_name_and_by_refusal(site, tmp_path):
     assert api.plan(folder, recipe(), adapter="toy").adapter == "toy"
     with pytest.raises(PlanError) as caught:
         api.plan(object(), recipe())
-    assert "no installed adapter takes object:" in str(caught.value)
-    assert "\n  toy: handles no live objects" in str(caught.value)
+    assert str(caught.value) == "no installed adapter takes object:\n  toy: handles no live objects"
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,8 @@ def test_shards_without_an_index_are_found(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "outside", ["../secret.safetensors", "/etc/passwd", "sub/one.safetensors", "", ".", "..", 7, None, ["one.safetensors"]]
+    "outside",
+    ["../secret.safetensors", "/etc/passwd", "sub/one.safetensors", "", ".", "..", 7, None, ["one.safetensors"]],
 )
 def test_an_index_may_not_point_outside_the_folder(outside, tmp_path):
     write_safetensors(tmp_path / "secret.safetensors", [("a", np.ones(2, np.float32))])

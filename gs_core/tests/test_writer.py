@@ -137,7 +137,9 @@ def test_a_source_that_cannot_be_read_is_not_blamed_on_the_target(tmp_path):
 
 def test_the_file_is_on_disk_before_its_name_is(tmp_path, monkeypatch):
     events, replace = [], os.replace
-    monkeypatch.setattr(os, "fsync", lambda handle: events.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))))
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: events.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
+    )
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append("replace"), replace(a, b)))
     write_text(tmp_path / "x", "content")
     assert events == ["x.partial", "replace", tmp_path.name]

@@ -40,7 +40,7 @@ def resolve_recipe(recipe: Recipe | str | Path) -> Recipe:
     except SchemaError as error:
         raise PlanError([f"{error.what}: {problem}" for problem in error.problems]) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise PlanError([f"cannot read recipe {recipe}: {error}"]) from None
+        raise PlanError([f"cannot read recipe {recipe}: {getattr(error, 'strerror', None) or error}"]) from None
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,8 @@ def quantize(
     Raises a ``GoldenStickError`` whose message says what to do; blocks that were finished stay finished.
     """
     started = time.monotonic()
+    if isinstance(model, str | Path) and Path(model).resolve() == Path(output).resolve():
+        raise PlanError([f"{output} is the model itself; choose another folder to write to"])
     made = plan(model, recipe, format=format, device=device, adapter=adapter)
     tokens = _tokens(made, calibration, samples, seq_len) if made.needs_data else None
     journal = Journal(Path(output), _identity(made, tokens), restart)

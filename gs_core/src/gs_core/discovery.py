@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from gs_core.errors import PluginError
+from gs_core.errors import PluginError, reason
 from gs_schemas import did_you_mean
 
 GROUPS = {
@@ -77,8 +77,7 @@ def load(kind: str, name: str) -> Any:
     try:
         loaded = plugin.entry_point.load()
     except Exception as error:  # a stranger's module may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        raise PluginError(f"{kind} {plugin.origin} cannot be imported: {reason}") from error
+        raise PluginError(f"{kind} {plugin.origin} cannot be imported: {reason(error)}") from error
     if not inspect.isclass(loaded):
         raise PluginError(f"{kind} {plugin.origin} must be a class, {plugin.entry_point.value} is {loaded!r:.80}")
     return loaded

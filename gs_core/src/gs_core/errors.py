@@ -1,6 +1,11 @@
 """The one small family of exceptions. Each message says what was asked, what was found, and what to do."""
 
 
+def reason(error: BaseException) -> str:
+    """What another library raised, in one line: its message may have paragraphs."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 class GoldenStickError(Exception):
     """Anything a user can mend. The command line prints its message and nothing else."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gs_core import calibration, numerics
+from gs_core import calibration, memory, numerics
 from gs_core.arrays import RawTensor, namespace
 from gs_core.errors import CheckpointError
 from gs_core.interfaces import Block, Finished, Layer, Output, StaticInput, Transform
@@ -48,6 +48,7 @@ def run(
     tokens: int64 ``(samples, seq_len)``, or ``None`` when the plan needs no data. ``wrappers`` are plugins with
     ``@hookimpl(wrapper=True)`` methods, called around every stage. Returns the files written at the end.
     """
+    memory.settle()
     stages = Stages({**plan.algorithms, plan.recipe.format: plan.format}, wrappers)
     batches = [] if tokens is None else calibration.batches(tokens)
     blocks = len(plan.model.blocks)
@@ -60,6 +61,8 @@ def run(
         progress("export", index, blocks)
         files = stages.export(plan.recipe.format, Output(journal.out, index, parts, outcome.packed))
         _record(journal, index, files, outcome, time.monotonic() - started)
+        del line, outcome
+        memory.release()
         if index:
             Activations(journal, index - 1).discard()
     for part in range(max(blocks, len(journal.records)), parts):
@@ -105,11 +108,13 @@ class _Line:
                 quantizing.append(layer)
         for layer in quantizing:
             _check_weight(layer)
+        memory.release()
         watch = Watch(self.stages, block, self.rows, self._data, len(self.batches))
         if self.batches:
             self._stage("observe")
             watch.run()
             self._smooth(block, quantizing, watch)
+            memory.release()
         static = {name: site.static_input() for name, site in watch.sites.items()}
         self._quantize(block, quantizing, watch, static)
         if self.batches and self.index + 1 < len(self.plan.model.blocks):

@@ -1,11 +1,11 @@
 """What happened: totals, every layer, the worst ones. Written beside the weights, and printed by the command."""
 
-import resource
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gs_core import memory
 from gs_core.journal import REPORT, Journal
 from gs_core.planning import Plan
 from gs_core.storage import write_json
@@ -27,11 +27,6 @@ class Report:
         return sorted(self.layers, key=lambda row: -row["error"])[:count]
 
 
-def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def write(plan: Plan, journal: Journal, files: list[str], seconds: float) -> Report:
     """Assemble the report and write it. Everything but ``run`` is the same for the same input."""
     layers = [row for record in journal.records for row in record["layers"]]
@@ -50,7 +45,7 @@ def write(plan: Plan, journal: Journal, files: list[str], seconds: float) -> Rep
         "run": {
             "seconds": round(sum(record["seconds"] for record in journal.records), 3),
             "seconds_of_this_process": round(seconds, 3),
-            "peak_memory_bytes": peak_memory(),
+            "peak_memory_bytes": memory.peak(),
         },
     }
     write_json(journal.out / REPORT, data)

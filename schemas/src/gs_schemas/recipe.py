@@ -70,9 +70,10 @@ def _algorithm_shorthand(value: Any) -> Any:
     return value
 
 
+AlgorithmShorthand = Annotated[dict[str, dict[str, Any] | None], Field(min_length=1, max_length=1)]
 Algorithm = Annotated[
     AlgorithmSpec,
-    BeforeValidator(_algorithm_shorthand, json_schema_input_type=AlgorithmSpec | str | dict[str, dict[str, Any]]),
+    BeforeValidator(_algorithm_shorthand, json_schema_input_type=AlgorithmSpec | str | AlgorithmShorthand),
 ]
 
 

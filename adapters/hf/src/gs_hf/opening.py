@@ -7,21 +7,29 @@ from typing import Any
 
 import torch
 
-from gs_core import CheckpointError, Model
+from gs_core import CheckpointError, Model, PlanError
+from gs_core.errors import reason
 from gs_core.storage import SINGLE, Checkpoint, write_safetensors
 from gs_hf.construct import from_config, parameters_on_meta
 from gs_hf.model import HFModel
 
 
 def open_folder(folder: Path, device: str, checkpoint: Checkpoint | None) -> Model:
-    """Build the module from ``config.json`` on the meta device. Raises ``CheckpointError``."""
+    """Build the module from ``config.json`` on the meta device. Raises ``CheckpointError`` or ``PlanError``."""
+    _check_device(device)
     config = read_config(folder)
     try:
         module = from_config(auto_config(folder))
     except Exception as error:  # transformers' own checks of a stranger's file may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{folder}: transformers cannot build this model: {reason}") from error
+        raise CheckpointError(f"{folder}: transformers cannot build this model: {reason(error)}") from error
     return HFModel(module, checkpoint or Checkpoint(folder), folder, config, device, str(folder))
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter when torch was built without that device
+        raise PlanError([f"device '{device}' cannot be used: {str(error).splitlines()[0]}"]) from None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 
 from gs_core import CalibrationError
 from gs_core.arrays import RawTensor
+from gs_core.errors import reason
 
 Outputs = dict[str, torch.Tensor]
 
@@ -103,9 +104,7 @@ class Runner:
         try:
             return self.module(ids, **({"use_cache": False} if hasattr(self.module, "config") else {}))
         except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError) as error:
-            raise CalibrationError(
-                f"the model cannot be run block by block: {type(error).__name__}: {error}"
-            ) from error
+            raise CalibrationError(f"the model cannot be run block by block: {reason(error)}") from error
 
 
 def _standing(block: torch.nn.Module, number: int, compute: Callable[[int, partial], Any]) -> Callable:

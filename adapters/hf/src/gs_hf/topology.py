@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from gs_core import CalibrationError, CheckpointError
+from gs_core.errors import reason
 from gs_hf.running import Runner, flatten, unflatten
 from gs_hf.watch import Use, Watch, identity
 
@@ -62,9 +63,8 @@ def _observe_once(
         with Watch(parameters, on_use):
             module(torch.from_numpy(PROBE), **({"use_cache": False} if hasattr(module, "config") else {}))
     except Exception as error:  # the model is a stranger's code
-        reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(
-            f"the model does not run on plain token ids, so its layers cannot be found: {reason}"
+            f"the model does not run on plain token ids, so its layers cannot be found: {reason(error)}"
         ) from error
     topology.together += groups.values()
 

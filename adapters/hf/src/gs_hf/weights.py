@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from gs_core import CheckpointError
+from gs_core.errors import reason
 from gs_core.storage import Checkpoint
 from gs_hf.naming import Naming, Opaque, Place
 from gs_hf.running import to_torch
@@ -109,8 +110,8 @@ class Weights:
             handle.remove()
             for name in names:
                 place = (self.naming.by_parameter.get(name) or self.naming.by_parameter[self.tied[name]])[0]
-                # A table that is only looked up stays in the checkpoint's dtype: half the memory, the same rows.
-                value = self.read(place).to(self.device) if looks_up else self.value(name)
+                # A table that is only looked up stays where it is, in the checkpoint's dtype.
+                value = to_torch(self.checkpoint[place.source].map(), self.device) if looks_up else self.value(name)
                 assert value is not None
                 self._put(name, value)
 
@@ -134,5 +135,5 @@ def _convert(opaque: Opaque, module: torch.nn.Module, checkpoint: Checkpoint) ->
     try:
         values = converter.convert(opaque.target, model=module, config=module.config)
     except Exception as error:  # a converter is another library's code and may raise anything
-        raise CheckpointError(f"transformers could not convert '{opaque.target}': {error}") from error
+        raise CheckpointError(f"transformers could not convert '{opaque.target}': {reason(error)}") from error
     return {n: (v[0] if isinstance(v, list) else v) for n, v in values.items()}

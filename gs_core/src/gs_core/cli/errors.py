@@ -6,6 +6,8 @@ from typing import NoReturn, ParamSpec, TypeVar
 
 import typer
 
+from gs_core.cli.text import IN_NAMES, alike
+
 FAILED, CANNOT_BE_PLANNED, INTERRUPTED = 1, 2, 130
 
 P = ParamSpec("P")
@@ -20,7 +22,7 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except KeyboardInterrupt:
-            stop(["interrupted"], INTERRUPTED)
+            interrupt("interrupted")
         except Exception as error:
             found = _problems(error)
             if found is None:
@@ -44,9 +46,15 @@ def _problems(error: Exception) -> tuple[list[str], int] | None:
     return None
 
 
+def interrupt(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(INTERRUPTED)
+
+
 def stop(problems: Iterable[str], code: int) -> NoReturn:
-    """Print the problems, one line each, and exit."""
-    for problem in problems:
+    """Print the problems, one line each and the same one in many blocks once, and exit."""
+    for problem, *others in alike(problems, IN_NAMES):
         typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        typer.echo(" ".join(problem.split()), err=True)
+        typer.echo(" ".join(line.strip() for line in problem.splitlines()), nl=False, err=True)
+        typer.echo(f" (and {len(others)} more like it)" if others else "", err=True)
     raise typer.Exit(code)

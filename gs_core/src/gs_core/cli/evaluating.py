@@ -59,4 +59,4 @@ def _measure(model: str, text: Path, seq_len: int, windows: int, device: str) ->
 
 
 def _verdict(ratio: float) -> str:
-    return f"perplexity is {abs(ratio - 1):.2%} {'higher' if ratio > 1 else 'lower'} than the original's"
+    return f"perplexity is {100 * abs(ratio - 1):.2f} % {'higher' if ratio > 1 else 'lower'} than the original's"

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gs_core.cli.errors import one_line_errors
+from gs_core.cli.errors import CANNOT_BE_PLANNED, one_line_errors, stop
 from gs_core.cli.output import print_json, print_table
 
 
@@ -43,7 +43,9 @@ def recipes(
     import gs_schemas
 
     if name is not None:
-        typer.echo(gs_schemas.recipe(name).to_yaml(), nl=False)
+        if name not in gs_schemas.RECIPES:
+            stop([gs_schemas.unknown("recipe", name, gs_schemas.RECIPES)], CANNOT_BE_PLANNED)
+        typer.echo(gs_schemas.RECIPES[name].to_yaml(), nl=False)
         return
     rows = [
         [name, recipe.scheme.describe(), ", ".join(a.name for a in recipe.algorithms), _numbers(recipe.scheme)]

@@ -12,22 +12,26 @@ from gs_core.cli.progress import Watcher, memory
 class LiveLine(Watcher):
     """Stage, blocks, memory and time left, a few times a second."""
 
+    def __init__(self, doing: str, console: Console | None = None):
+        super().__init__(doing)
+        self._console = console or Console(stderr=True)
+
     def begin(self) -> None:
         self._spinner = Spinner("dots")
         self._stage = self.doing
-        self._live = Live(get_renderable=self._line, console=Console(stderr=True), transient=True, refresh_per_second=4)
+        self._live = Live(get_renderable=self.line, console=self._console, transient=True, refresh_per_second=4)
         self._live.start()
 
     def end(self) -> None:
         self._live.stop()
 
     def say(self, line: str) -> None:
-        self._live.console.print(line, markup=False, highlight=False)
+        self._console.print(line, markup=False, highlight=False)
 
     def work(self, stage: str) -> None:
         self._stage = stage
 
-    def _line(self) -> Table:
+    def line(self) -> Table:
         line = Table.grid(padding=(0, 2))
         for _ in range(6):
             line.add_column(no_wrap=True)

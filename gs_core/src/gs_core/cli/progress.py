@@ -86,12 +86,7 @@ class PlainLines(Watcher):
 
 def memory() -> str:
     """Resident memory of this process now, where the system tells, and at its peak so far."""
-    from gs_core.report import peak_memory
+    from gs_core import memory
 
-    peak = peak_memory()
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            now = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return f"memory peak {size(peak)}"
-    return f"memory {size(now)} (peak {size(max(now, peak))})"
+    now, peak = memory.now(), memory.peak()
+    return f"memory {size(now)} (peak {size(max(now, peak))})" if now else f"memory peak {size(peak)}"

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gs_core.cli.arguments import Device, Format, Model, RecipeName, Settings, read_recipe
-from gs_core.cli.errors import INTERRUPTED, one_line_errors, stop
+from gs_core.cli.errors import interrupt, one_line_errors
 
 
 @one_line_errors
@@ -53,7 +53,7 @@ def quantize(
                 progress=progress,
             )
     except KeyboardInterrupt:
-        stop([_interrupted(output, restart)], INTERRUPTED)
+        interrupt(_interrupted(output, restart))
     print_summary(report)
 
 

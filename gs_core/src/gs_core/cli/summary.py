@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gs_core.cli.output import print_table
-from gs_core.cli.text import collapse, duration, plural, size
+from gs_core.cli.text import alike, collapse, duration, plural, size
 from gs_core.journal import REPORT
 
 if TYPE_CHECKING:
@@ -71,11 +71,9 @@ def _some(names: Sequence[str], shown: int = 2) -> str:
 
 def _notes(notes: Sequence[str]) -> list[str]:
     """Notes that differ in numbers alone as one, and not too many of them."""
-    alike: dict[str, list[str]] = {}
-    for note in notes:
-        alike.setdefault(re.sub(r"\d+", "*", note), []).append(note)
-    lines = [_together(same) for same in alike.values()]
-    more = sum(map(len, list(alike.values())[NOTES:]))
+    groups = alike(notes, re.compile(r"\d+"))
+    lines = [_together(same) for same in groups]
+    more = sum(map(len, groups[NOTES:]))
     return lines[:NOTES] + ([f"and {more} more, in {REPORT}"] if more else [])
 
 

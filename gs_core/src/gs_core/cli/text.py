@@ -45,7 +45,16 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-_NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
+def alike(lines: Iterable[str], numbers: re.Pattern[str]) -> list[list[str]]:
+    """Lines grouped by what is left of them without these numbers."""
+    groups: dict[str, list[str]] = {}
+    for line in lines:
+        groups.setdefault(numbers.sub("*", line), []).append(line)
+    return list(groups.values())
+
+
+IN_NAMES = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
+"""The numbers that are parts of dotted names, as a block's is."""
 
 
 def collapse(names: Iterable[str]) -> list[str]:
@@ -55,8 +64,8 @@ def collapse(names: Iterable[str]) -> list[str]:
     """
     numbers: dict[str, set[tuple[int, ...]]] = {}
     for name in names:
-        template = _NUMBER.sub("*", name)
-        numbers.setdefault(template, set()).add(tuple(int(n) for n in _NUMBER.findall(name)))
+        template = IN_NAMES.sub("*", name)
+        numbers.setdefault(template, set()).add(tuple(int(n) for n in IN_NAMES.findall(name)))
     return [
         "".join(itertools.chain(*itertools.zip_longest(template.split("*"), map(_runs, box), fillvalue="")))
         for template, found in numbers.items()

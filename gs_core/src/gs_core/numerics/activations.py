@@ -16,8 +16,9 @@ def fake_quantize(
     xp = namespace(x)
     if not args.dynamic and scale is None:
         raise ValueError("static activations need a scale")
-    scale = None if scale is None else astype(scale, "float32")
-    zero_point = None if zero_point is None else astype(zero_point, "float32")
+    # What was read from a file is NumPy's, whatever ``x`` is and wherever it lies.
+    scale = None if scale is None else xp.asarray(astype(scale, "float32"), device=x.device)
+    zero_point = None if zero_point is None else xp.asarray(astype(zero_point, "float32"), device=x.device)
     flat = xp.reshape(x, (-1, x.shape[-1]))
     out = xp.empty_like(flat)
     height = groups.height(flat.shape[0], args) if args.dynamic else 1

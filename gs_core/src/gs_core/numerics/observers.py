@@ -58,9 +58,7 @@ def weight_params(
     return xp.concat(scales), None if zero_points[0] is None else xp.concat(zero_points)
 
 
-def _params(
-    weight: Array, args: QuantizationArgs, dtype: str, importance: Array | None
-) -> tuple[Array, Array | None]:
+def _params(weight: Array, args: QuantizationArgs, dtype: str, importance: Array | None) -> tuple[Array, Array | None]:
     xp = namespace(weight)
     values = groups.split(weight, args)
     low, high = minmax(values)

@@ -20,11 +20,13 @@ from gs_core import (
     numerics,
 )
 from gs_core.arrays import astype
-from gs_gptq.solver import Grid, factor, solve
+from gs_gptq.solver import Grid, factor, panels, solve
 from gs_schemas import QuantizationArgs, QuantizationScheme
 
 SLICE = 512
-"""Rows of a Hessian that are rearranged at a time."""
+"""Rows of a Hessian that are worked on at a time."""
+ELEMENTS = 2**24
+"""Weights in one problem: more rows make better use of each step, up to where they leave the cache anyway."""
 
 
 class Options(Strict):
@@ -55,12 +57,17 @@ class Hessian(Accumulator):
     total: Array = None
 
     def update(self, x: Array) -> None:
+        """Add to the lower triangle, panel by panel: half the products, and none as large as the whole."""
         xp = namespace(x)
-        product = xp.permute_dims(x, (1, 0)) @ x
-        self.total = product if self.total is None else self.total + product
+        features = x.shape[1]
+        if self.total is None:
+            self.total = xp.zeros((features, features), dtype=x.dtype, device=x.device)
+        for a, b in panels(features, SLICE):
+            self.total[a:b, :b] += xp.permute_dims(x[:, a:b], (1, 0)) @ x[:, :b]
 
     def rescale(self, scale: Array) -> bool:
-        self.total = self.total / (scale[:, None] * scale[None, :])
+        for a, b in panels(scale.shape[0], SLICE):
+            self.total[a:b, :] /= scale[a:b, None] * scale[None, :]
         return True
 
     def result(self) -> "Hessian":
@@ -68,6 +75,11 @@ class Hessian(Accumulator):
 
     def take(self) -> Array:
         total, self.total = self.total, None
+        xp = namespace(total)
+        for a, b in panels(total.shape[0], SLICE):
+            corner = xp.tril(total[a:b, a:b])
+            total[a:b, a:b] = corner + xp.permute_dims(xp.tril(corner, k=-1), (1, 0))
+            total[a:b, b:] = xp.permute_dims(total[b:, a:b], (1, 0))
         return total
 
 
@@ -110,37 +122,26 @@ class GPTQ(Algorithm):
         for layer in layers:
             by_site.setdefault(layer.site, []).append(layer)
         found: dict[str, QuantizedTensor] = {}
-        for site, sharing in by_site.items():
+        # The largest matrix first: it is gone when the others are worked on.
+        for site, sharing in sorted(by_site.items(), key=lambda item: -item[1][0].shape[1]):
             if site in observed:
-                found |= self._solve_site(sharing, observed[site].take())
+                factored = self._factor(observed[site])
+                for group in _groups(sharing):
+                    found |= _divide(self._solve(group, factored, group[0].args, group[0].dtype), group)
             else:
                 found |= {n.name: numerics.quantize_weight(n.weight(), n.args, n.dtype) for n in sharing}
         return found
 
-    def _solve_site(self, layers: list[Layer], hessian: Array) -> dict[str, QuantizedTensor]:
-        """Rows are independent given the Hessian, so layers with the same numbers are rows of one problem."""
-        shared = self._factor(hessian)
-        del hessian
-        together: dict[tuple[Any, ...], list[Layer]] = {}
-        for layer in layers:
-            # A scale of the whole tensor is not shared with another tensor's.
-            alone = layer.name if layer.args.granularity == "tensor" else ""
-            together.setdefault((layer.args, layer.dtype, alone), []).append(layer)
-        found: dict[str, QuantizedTensor] = {}
-        for (args, dtype, _), group in together.items():
-            found |= _divide(self._solve(group, shared, args, dtype), group)
-        return found
-
-    def _factor(self, hessian: Array) -> Factored:
+    def _factor(self, observed: Hessian) -> Factored:
+        hessian = observed.take()
         xp = namespace(hessian)
         diagonal = xp.linalg.diagonal(hessian) + 0.0
         features = xp.arange(hessian.shape[0], device=hessian.device)
         order = xp.argsort(diagonal, stable=True) if self.options.act_order else xp.flip(features)
         arranged = xp.empty_like(hessian)
-        for start in range(0, hessian.shape[0], SLICE):
-            stop = min(start + SLICE, hessian.shape[0])
-            arranged[start:stop, :] = xp.take(xp.take(hessian, order[start:stop], axis=0), order, axis=1)
-        del hessian
+        for a, b in panels(hessian.shape[0], SLICE):
+            arranged[a:b, :] = xp.take(xp.take(hessian, order[a:b], axis=0), order, axis=1)
+        del hessian  # before the work begins: there is one matrix at a time
         feedback, variance, _ = factor(arranged, self.options.damping)
         # An error in a feature that is always zero costs nothing, so it has no say in the scales.
         alive = xp.take(diagonal, order, axis=0) > 0
@@ -182,6 +183,24 @@ class GPTQ(Algorithm):
             args,
             astype(group_of, "int32") if self.options.act_order and not static else None,
         )
+
+
+def _groups(layers: list[Layer]) -> list[list[Layer]]:
+    """Layers of one site that are rows of one problem: those with the same numbers, up to ``ELEMENTS``."""
+    groups: list[list[Layer]] = []
+    for layer in sorted(layers, key=lambda n: (repr(n.args), n.dtype)):
+        last = groups[-1] if groups else None
+        # A scale of the whole tensor is not shared with another tensor's.
+        apart = last is None or (last[0].args, last[0].dtype) != (layer.args, layer.dtype)
+        if last is None or apart or layer.args.granularity == "tensor" or _elements([*last, layer]) > ELEMENTS:
+            groups.append([layer])
+        else:
+            last.append(layer)
+    return groups
+
+
+def _elements(layers: list[Layer]) -> int:
+    return sum(layer.shape[0] * layer.shape[1] for layer in layers)
 
 
 def _divide(whole: QuantizedTensor, layers: list[Layer]) -> dict[str, QuantizedTensor]:

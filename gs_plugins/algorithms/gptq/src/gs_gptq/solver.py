@@ -15,38 +15,65 @@ from gs_core.numerics import code_dtype, decode, encode
 from gs_schemas import QuantizationArgs
 
 MOST_DAMPING = 1.0
+PANEL = 256
+"""Features in a panel of the factorisation: small enough for the cache, large enough for its products."""
 
 
 def factor(hessian: Array, damping: float) -> tuple[Array, Array, float]:
     """``L`` (unit lower triangular) and ``D`` (its positive diagonal) of the damped Hessian.
 
     ``damping`` times the mean of the diagonal is added to it, ten times more each time the factorisation fails or
-    is not finite. Features that were always zero get a diagonal of one: they neither give nor take feedback. The
-    damped diagonal is written into ``hessian``, which can be gigabytes. Returns the damping that worked, too. Raises
-    ``ValueError`` when none does.
+    is not finite. Features that were always zero get a diagonal of one: they neither give nor take feedback.
+    ``hessian`` is overwritten, and becomes ``L``: it can be larger than the layers' weights. Returns the damping
+    that worked, too. Raises ``ValueError`` when none does.
     """
     xp = namespace(hessian)
     on_diagonal = xp.reshape(hessian, (-1,))[:: hessian.shape[0] + 1]
     diagonal = on_diagonal + 0.0
     mean = xp.mean(diagonal)
+    edges = panels(hessian.shape[0], PANEL)
+    corners = [hessian[a:b, a:b] + 0.0 for a, b in edges]
     while damping <= MOST_DAMPING:
         on_diagonal[:] = xp.where(diagonal > 0, diagonal + damping * mean, xp.ones_like(diagonal))
-        lower = _cholesky(hessian)
-        if lower is not None:
-            root = xp.linalg.diagonal(lower) + 0.0
-            lower /= root[None, :]
-            return lower, root * root, damping
+        if _cholesky(hessian):
+            root = on_diagonal + 0.0
+            for a, b in edges:
+                hessian[a:b, :] = xp.tril(hessian[a:b, :] / root[None, :], k=a)
+            return hessian, root * root, damping
+        for (a, b), corner in zip(edges, corners, strict=True):  # above the diagonal it is as it was
+            hessian[a:b, a:b] = corner
+            hessian[b:, a:b] = xp.permute_dims(hessian[a:b, b:], (1, 0))
         damping = max(damping, 1e-4) * 10
     raise ValueError("the Hessian cannot be factorised: its values are not finite, or not of a Hessian")
 
 
-def _cholesky(matrix: Array) -> Array | None:
+def _cholesky(matrix: Array) -> bool:
+    """Put the Cholesky factor on and below the diagonal, panel by panel; False when there is none.
+
+    The library's own would need a second matrix. Almost all of the work is in the products of panels.
+    """
     xp = namespace(matrix)
-    try:
-        lower = xp.linalg.cholesky(matrix)
-    except (RuntimeError, ValueError, ArithmeticError):  # LinAlgError is one of these in every namespace
-        return None
-    return lower if bool(xp.isfinite(xp.sum(lower))) else None
+    edges = panels(matrix.shape[0], PANEL)
+    for number, (a, b) in enumerate(edges):
+        try:
+            corner = xp.linalg.cholesky(matrix[a:b, a:b])
+            inverse = xp.linalg.inv(corner)
+        except (RuntimeError, ValueError, ArithmeticError):  # LinAlgError is one of these in every namespace
+            return False
+        if not bool(xp.isfinite(xp.sum(corner) + xp.sum(inverse))):
+            return False
+        matrix[a:b, a:b] = corner
+        below = matrix[b:, a:b] @ xp.permute_dims(inverse, (1, 0))
+        matrix[b:, a:b] = below
+        for top, bottom in edges[number + 1 :]:
+            product = below[top - b : bottom - b, :] @ xp.permute_dims(below[: bottom - b, :], (1, 0))
+            matrix[top:bottom, b:bottom] -= product
+    return True
+
+
+def panels(size: int, step: int) -> list[tuple[int, int]]:
+    """Where ranges of ``step`` begin and end."""
+    return [(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 class Grid:
@@ -87,38 +114,37 @@ def solve(
     """
     xp = namespace(weight)
     features = weight.shape[1]
-    original = _transposed(weight)  # features first: every step reads and writes whole rows
-    errors = xp.zeros_like(original)
+    # Features first, so that every step reads and writes whole rows. A weight makes way for its own error.
+    rest = _transposed(weight)
     dtype = code_dtype(grid.args)
-    codes = astype(errors, dtype)
+    codes = xp.empty(rest.shape, dtype=getattr(xp, dtype), device=rest.device)
     for stop in range(features, 0, -block_size):
         start = max(0, stop - block_size)
-        current = original[start:stop, :]
+        fed = xp.zeros_like(rest[start:stop, :])
         if stop < features:
-            current = current + xp.permute_dims(feedback[stop:, start:stop], (1, 0)) @ errors[stop:, :]
+            fed = xp.permute_dims(feedback[stop:, start:stop], (1, 0)) @ rest[stop:, :]
         for i in reversed(range(start, stop)):
             if choose is not None and (i + 1 == features or groups[i] != groups[i + 1]):
                 first = i + 1 - sum(1 for group in groups[: i + 1] if group == groups[i])
-                left = _left(original, feedback, errors, first, i + 1)
-                grid.set(groups[i], *choose(xp.permute_dims(left, (1, 0)), first))
-            wanted = current[i - start, :]
+                grid.set(groups[i], *choose(xp.permute_dims(_left(rest, feedback, first, i + 1), (1, 0)), first))
+            wanted = rest[i, :] + fed[i - start, :]
             if i + 1 < stop:
-                wanted = wanted + feedback[i + 1 : stop, i] @ errors[i + 1 : stop, :]
+                wanted = wanted + feedback[i + 1 : stop, i] @ rest[i + 1 : stop, :]
             found, rounded = grid.round(wanted, groups[i])
             codes[i, :] = astype(found, dtype)
-            errors[i, :] = original[i, :] - rounded
+            rest[i, :] -= rounded
     return xp.permute_dims(codes, (1, 0))
 
 
-def _left(original: Array, feedback: Array, errors: Array, start: int, stop: int) -> Array:
+def _left(rest: Array, feedback: Array, start: int, stop: int) -> Array:
     """The features from ``start`` to ``stop`` as the errors behind them leave them, ``(features, rows)``.
 
     Each makes up for those behind it that moved, too, rounded or not: hence a triangular system, not a product.
     """
-    xp = namespace(original)
-    arrived = xp.permute_dims(feedback[stop:, start:stop], (1, 0)) @ errors[stop:, :]
+    xp = namespace(rest)
+    arrived = xp.permute_dims(feedback[stop:, start:stop], (1, 0)) @ rest[stop:, :]
     among = xp.permute_dims(feedback[start:stop, start:stop], (1, 0))
-    return original[start:stop, :] + xp.linalg.solve(among, arrived)
+    return rest[start:stop, :] + xp.linalg.solve(among, arrived)
 
 
 def _transposed(x: Array) -> Array:

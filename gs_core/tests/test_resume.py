@@ -1,0 +1,158 @@
+"""Interrupted anywhere and started again, a run writes the same bytes as one that was left alone."""
+
+import errno
+import os
+import shutil
+
+import pytest
+
+from gs_core import OutputError, hookimpl
+from gs_core.testing import write_toy
+
+LINE = {"algorithms": ["level", "round"], "scheme": "W8A8_STATIC"}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """The smallest toy: what is tried here is tried at every step of a run."""
+    return write_toy(tmp_path / "tiny", blocks=2, hidden=16, intermediate=16, heads=2, vocabulary=256)
+
+
+@pytest.fixture
+def left_alone(run, tiny, tmp_path, contents):
+    """What an undisturbed run writes."""
+    run(tiny, tmp_path / "left_alone", **LINE)
+    return contents(tmp_path / "left_alone")
+
+
+class Trip(Exception):
+    pass
+
+
+class Tripwire:
+    """A wrapper around every stage that raises at one call, before or after it."""
+
+    def __init__(self, at=None, after=False):
+        self.at, self.after, self.calls = at, after, []
+
+    def _around(self, hook):
+        mine = len(self.calls) == self.at
+        self.calls.append(hook)
+        if mine and not self.after:
+            raise Trip
+        answer = yield
+        if mine:
+            raise Trip
+        return answer
+
+    @hookimpl(wrapper=True)
+    def observe(self):
+        return (yield from self._around("observe"))
+
+    @hookimpl(wrapper=True)
+    def smooth(self):
+        return (yield from self._around("smooth"))
+
+    @hookimpl(wrapper=True)
+    def quantize(self):
+        return (yield from self._around("quantize"))
+
+    @hookimpl(wrapper=True)
+    def pack(self):
+        return (yield from self._around("pack"))
+
+    @hookimpl(wrapper=True)
+    def export(self):
+        return (yield from self._around("export"))
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_failure_in_any_stage(after, run, tiny, left_alone, contents, tmp_path):
+    counting = Tripwire()
+    run(tiny, tmp_path / "counted", plugins=[counting], **LINE)
+    assert set(counting.calls) == {"observe", "smooth", "quantize", "pack", "export"}
+    for at, hook in enumerate(counting.calls):
+        if after and hook != "export":
+            continue  # nothing is kept between the other stages: after one is before the next
+        out = tmp_path / f"at-{at}"
+        with pytest.raises(Trip):
+            run(tiny, out, plugins=[Tripwire(at, after)], **LINE)
+        run(tiny, out, **LINE)
+        assert contents(out) == left_alone, (at, hook)
+
+
+def test_a_kill_before_any_file_gets_its_name(run, tiny, left_alone, contents, tmp_path, monkeypatch):
+    """The folder as a killed process leaves it, with nothing tidied up: half-written files, missing records."""
+    replace, killed = os.replace, []
+
+    def snapshot(source, target):
+        killed.append(tmp_path / f"killed-{len(killed)}")
+        shutil.copytree(tmp_path / "running", killed[-1])
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", snapshot)
+        run(tiny, tmp_path / "running", **LINE)
+    assert len(killed) > 8
+    for out in killed:
+        run(tiny, out, **LINE)
+        assert contents(out) == left_alone, out.name
+
+
+def test_a_full_disk_at_any_file(run, tiny, left_alone, contents, tmp_path, monkeypatch):
+    """Every write ends with an fsync: the disk has room for so many of them."""
+    room = float("inf")
+    written = []
+
+    def fsync(handle):
+        if len(written) >= room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    run(tiny, tmp_path / "counted", **LINE)
+    total = len(written)
+    for room in range(0, total - 1, 5):  # the very last one is for a folder that is complete
+        out = tmp_path / f"room-for-{room}"
+        written.clear()
+        with pytest.raises(OutputError, match=r"the disk is full|No space left") as caught:
+            run(tiny, out, **LINE)
+        assert "\n" not in str(caught.value)
+        written.clear()
+        room = float("inf")
+        run(tiny, out, **LINE)
+        assert contents(out) == left_alone, out.name
+
+
+def test_finished_blocks_are_not_done_again(run, tiny, tmp_path):
+    with pytest.raises(Trip):
+        run(tiny, plugins=[Tripwire(at=20)], **LINE)  # in the second block
+    started = []
+    run(tiny, progress=lambda stage, block, blocks: started.append((stage, block)), **LINE)
+    assert started[0] == ("load", 1)
+
+
+def test_a_run_that_changed_is_not_gone_on_with(run, tiny, tmp_path, tokens):
+    with pytest.raises(Trip):
+        run(tiny, plugins=[Tripwire(at=20)], **LINE)
+    write_toy(tmp_path / "other", blocks=2, hidden=16, intermediate=16, heads=2, seed=1)
+    changes = {
+        "recipe": {**LINE, "ignore": ["*.o"]},
+        "model": {**LINE, "source": tmp_path / "other"},
+        "calibration": {**LINE, "calibration": tokens[:, ::-1]},
+    }
+    for name, change in changes.items():
+        with pytest.raises(OutputError, match=f"holds an unfinished run with another {name}; finish that one"):
+            run(**{"source": tiny} | change)
+    run(tiny, **LINE)
+
+
+def test_a_finished_folder_is_refused_and_can_be_replaced(run, tiny, left_alone, contents, tmp_path):
+    run(tiny, **LINE)
+    with pytest.raises(OutputError, match="It holds a finished run"):
+        run(tiny, **LINE)
+    assert contents(tmp_path / "out") == left_alone
+    run(tiny, restart=True, scheme="W8A16")
+    assert contents(tmp_path / "out") != left_alone
+    run(tiny, restart=True, **LINE)
+    assert contents(tmp_path / "out") == left_alone

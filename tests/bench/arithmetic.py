@@ -1,0 +1,55 @@
+"""Floating-point operations that an algorithm cannot do without, on a Llama of a given shape."""
+
+from checkpoints import Shape
+
+
+def sites(shape: Shape) -> list[tuple[int, int]]:
+    """``(in_features, out_features of all layers fed)`` for the four sites of a block."""
+    keys = shape.hidden // shape.heads * shape.kv_heads
+    return [
+        (shape.hidden, shape.hidden + 2 * keys),
+        (shape.hidden, shape.hidden),
+        (shape.hidden, 2 * shape.intermediate),
+        (shape.intermediate, shape.hidden),
+    ]
+
+
+def forward(shape: Shape) -> int:
+    """The products of one block with all calibration tokens."""
+    tokens = shape.samples * shape.seq_len
+    attention = 4 * tokens * shape.seq_len * shape.hidden
+    return attention + sum(2 * tokens * n * rows for n, rows in sites(shape))
+
+
+def calibration(shape: Shape) -> int:
+    """Every block runs once observed, and all but the last once more to make the next one's inputs."""
+    return forward(shape) * (2 * shape.layers - 1)
+
+
+def hessians(shape: Shape) -> int:
+    """``x xᵀ`` is symmetric: half of a product."""
+    return shape.layers * sum(shape.samples * shape.seq_len * n * n for n, _ in sites(shape))
+
+
+def factorisations(shape: Shape) -> int:
+    """A Cholesky factorisation for each site."""
+    return shape.layers * sum(n**3 // 3 for n, _ in sites(shape))
+
+
+def feedback(shape: Shape) -> int:
+    """Each feature of each row receives the errors of those before it."""
+    return shape.layers * sum(rows * n * n for n, rows in sites(shape))
+
+
+def necessary(recipe: str, shape: Shape) -> dict[str, int]:
+    """By name; what is linear in the weights (rounding, searching scales) is not counted."""
+    if recipe == "w4a16-rtn":
+        return {}
+    found = {"forward": calibration(shape)}
+    if "gptq" in recipe:
+        found |= {
+            "Hessians": hessians(shape),
+            "factorisations": factorisations(shape),
+            "feedback": feedback(shape),
+        }
+    return found

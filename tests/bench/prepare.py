@@ -1,0 +1,32 @@
+"""The tokens that every row of the accuracy table shares: `prepare.py MODEL CALIBRATION.txt EVALUATION.txt FOLDER`.
+
+Writes FOLDER/calibration.npy, what ours takes from the text, and FOLDER/evaluation.npy, its first windows.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from gs_core import calibration
+from gs_core.api import open_source
+
+SAMPLES, WINDOWS, SEQ_LEN = 128, 64, 256
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("model", "calibration", "evaluation", "folder"):
+        parser.add_argument(name, type=Path)
+    given = parser.parse_args()
+    tokenize = open_source(given.model).model.tokenize
+    given.folder.mkdir(parents=True, exist_ok=True)
+    np.save(given.folder / "calibration.npy", calibration.load(given.calibration, SAMPLES, SEQ_LEN, tokenize))
+    evaluation = tokenize(given.evaluation.read_text(encoding="utf-8"))[: WINDOWS * SEQ_LEN]
+    np.save(given.folder / "evaluation.npy", evaluation.reshape(WINDOWS, SEQ_LEN))
+    print(json.dumps({"samples": SAMPLES, "windows": WINDOWS, "seq_len": SEQ_LEN}))
+
+
+if __name__ == "__main__":
+    main()

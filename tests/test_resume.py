@@ -1,0 +1,40 @@
+"""Killed at any instant and started again, a run ends with the bytes of an undisturbed one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).with_name("kill_and_resume.py")
+KILLS = 10
+"""For each of two recipes: twenty moments in all."""
+
+
+def contents(folder: Path) -> dict[str, bytes | dict]:
+    """Every file of a folder, hidden ones too; of the report all but ``run``, which says how long it took."""
+    found: dict[str, bytes | dict] = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*")}
+    report = json.loads(found["gsq_report.json"])
+    assert set(report.pop("run")) == {"seconds", "seconds_of_this_process", "peak_memory_bytes"}
+    return found | {"gsq_report.json": report}
+
+
+@pytest.mark.parametrize(("recipe", "seed"), [("w4a16-gptq", 0), ("w8a8-static-smoothquant", 1)])
+def test_kills_leave_no_trace(data, tokens, tmp_path, recipe, seed):
+    np.save(tmp_path / "tokens.npy", tokens[:20_000])
+    arguments = [data.model("tiny-llama-outliers"), recipe, tmp_path / "tokens.npy", tmp_path, KILLS, seed]
+    ran = subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    told = json.loads(ran.stdout.splitlines()[-1])
+    print(f"{recipe}: {told['seconds']} s undisturbed; killed at {sorted(told['killed'])}")
+    assert len(told["killed"]) == KILLS
+
+    expected = contents(tmp_path / "undisturbed")
+    assert len([name for name in expected if name.endswith(".safetensors")]) == 5
+    for number in range(told["folders"]):
+        found = contents(tmp_path / str(number))
+        assert found.keys() == expected.keys()
+        for name in expected:
+            assert found[name] == expected[name], f"{name} of {number}"
