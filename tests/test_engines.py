@@ -18,20 +18,21 @@ GROUP_32 = {"scheme": {"weights": {"format": "int4", "granularity": "group", "gr
 
 
 @pytest.mark.parametrize(
-    ("recipe", "changes", "flags"),
+    ("model", "recipe", "changes", "flags"),
     [
-        ("w4a16-gptq", {}, ()),
-        ("w8a8-smoothquant", {}, ()),
-        ("w8a8-static-smoothquant", {}, ()),
-        ("w4a16-gptq", W8A8_MLP, ()),
-        ("w4a16-rtn", GROUP_32, ()),
+        ("tiny-llama", "w4a16-gptq", {}, ()),
+        ("tiny-llama", "w4a16-rtn", GROUP_32, ()),
         # compressed-tensors 0.20 cannot keep asymmetric weights packed, it can only dequantize them
-        ("w4a16-asym-rtn", {}, ("--dequantize",)),
+        ("tiny-llama", "w4a16-asym-rtn", {}, ("--dequantize",)),
+        ("tiny-llama", "w8a8-rtn", {}, ()),
+        ("tiny-llama", "w4a16-rtn", W8A8_MLP, ()),
+        ("tiny-llama-outliers", "w8a8-smoothquant", {}, ()),
+        ("tiny-llama-outliers", "w8a8-static-smoothquant", {}, ()),
     ],
-    ids=["w4a16", "w8a8", "w8a8-static", "mixed", "group-32", "asymmetric"],
+    ids=["w4a16", "group-32", "asymmetric", "w8a8", "mixed", "w8a8-smooth", "w8a8-static-smooth"],
 )
-def test_transformers_computes_what_we_compute(exported, data, transformers_perplexity, recipe, changes, flags):
-    folder = exported("tiny-llama", recipe, **changes)
+def test_transformers_computes_what_we_compute(exported, data, transformers_perplexity, model, recipe, changes, flags):
+    folder = exported(model, recipe, **changes)
     ours = evaluate(folder, data.evaluation).perplexity
     theirs = transformers_perplexity(folder, *flags)
     print(f"ours {ours:.4f}, theirs {theirs:.4f}")

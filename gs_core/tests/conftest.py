@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+# In a checkout pytest names these files `gs_core.tests…`, and puts the folder above in the place of the package.
+if "gs_core" in sys.modules and getattr(sys.modules["gs_core"], "__file__", None) is None:
+    del sys.modules["gs_core"]
+
 from gs_core import api, discovery
 from gs_core.testing import ToyAdapter, write_distribution, write_toy
 from gs_schemas import Recipe

@@ -1,4 +1,4 @@
-"""Llama checkpoints of random weights, bfloat16, written tensor by tensor: `checkpoints.py big|mid FOLDER TOKENS.npy`."""
+"""Llama checkpoints of random bfloat16 weights, written one by one: `checkpoints.py big|mid FOLDER TOKENS.npy`."""
 
 import argparse
 import json

@@ -13,7 +13,7 @@ def main() -> None:
 
     import numpy
     import torch
-    import transformers  # noqa: F401 - imports count apart, as they do for the peers
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: F401 - imported by the peers before they begin
 
     from gs_core import quantize
 

@@ -15,7 +15,10 @@ import memory
 import speed
 from measuring import machine
 
-TITLE = "# Benchmarks\n\nWritten by `make bench`. Of a busy machine only CPU seconds mean anything, across machines only ratios.\n"
+TITLE = """# Benchmarks
+
+Written by `make bench`. CPU seconds, because a busy machine stretches all others; ratios, because machines differ.
+"""
 SECTIONS = ("accuracy", "memory", "speed")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 import gs_schemas
 from gs_core import calibration as calibrating
-from gs_core import discovery, pipeline, report
+from gs_core import discovery, memory, pipeline, report
 from gs_core.errors import OutputError, PlanError
 from gs_core.interfaces import Adapter, LayerNumbers, Model
 from gs_core.journal import Journal
@@ -57,6 +57,7 @@ def open_source(source: Source, device: str = "cpu", adapter: str | Adapter | No
 
     Raises ``PlanError`` when no adapter does, ``CheckpointError`` for a damaged folder.
     """
+    memory.settle()
     if isinstance(source, str):
         source = Path(source)
     if isinstance(source, Path) and not source.is_dir():
@@ -154,7 +155,7 @@ def quantize(
     journal = Journal(Path(output), _identity(made, tokens), restart)
     try:
         files = pipeline.run(made, journal, tokens, plugins, progress)
-        finished = report.write(made, journal, files, time.monotonic() - started)
+        finished = report.write(made, journal, tokens, files, time.monotonic() - started)
         journal.finish()
     except OSError as error:
         raise OutputError(f"writing to {output} failed: {error.strerror or error}") from None

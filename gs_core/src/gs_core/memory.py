@@ -2,17 +2,34 @@
 
 import ctypes
 import resource
+import sys
+from pathlib import Path
 from typing import Any
 
 LARGE = 8 * 2**20
 """Arrays of this many bytes get memory of their own, which returns to the system with them. The slices that numerics
 work on are smaller: fresh memory for each would cost more than the arithmetic."""
 M_MMAP_THRESHOLD = -3  # malloc.h
+STATUS = Path("/proc/self/status")
 
 
 def peak() -> int:
     """The largest resident size of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # ru_maxrss begins at the parent's size on Linux, and counts bytes on macOS.
+    found = _status("VmHWM")
+    return found or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def now() -> int:
+    """The resident size of this process, in bytes; its peak where the system does not say."""
+    return _status("VmRSS") or peak()
+
+
+def _status(field: str) -> int | None:
+    if not STATUS.is_file():
+        return None
+    line = next((line for line in STATUS.read_text().splitlines() if line.startswith(field)), None)
+    return int(line.split()[1]) * 1024 if line else None
 
 
 def settle() -> None:

@@ -48,7 +48,6 @@ def run(
     tokens: int64 ``(samples, seq_len)``, or ``None`` when the plan needs no data. ``wrappers`` are plugins with
     ``@hookimpl(wrapper=True)`` methods, called around every stage. Returns the files written at the end.
     """
-    memory.settle()
     stages = Stages({**plan.algorithms, plan.recipe.format: plan.format}, wrappers)
     batches = [] if tokens is None else calibration.batches(tokens)
     blocks = len(plan.model.blocks)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gs_core import memory
 from gs_core.journal import REPORT, Journal
 from gs_core.planning import Plan
@@ -27,12 +29,13 @@ class Report:
         return sorted(self.layers, key=lambda row: -row["error"])[:count]
 
 
-def write(plan: Plan, journal: Journal, files: list[str], seconds: float) -> Report:
+def write(plan: Plan, journal: Journal, tokens: np.ndarray | None, files: list[str], seconds: float) -> Report:
     """Assemble the report and write it. Everything but ``run`` is the same for the same input."""
     layers = [row for record in journal.records for row in record["layers"]]
     weights = {f: s for record in journal.records for f, s in record["files"].items()}
     data = {
         "recipe": plan.recipe.model_dump(mode="json", exclude_defaults=True),
+        "calibration": None if tokens is None else {"samples": tokens.shape[0], "seq_len": tokens.shape[1]},
         "model": plan.model.name,
         "plugins": dict(plan.versions),
         "bytes_before": plan.model.nbytes(),
