@@ -137,7 +137,7 @@ def table(rows: Rows) -> str:
 
 
 def _row(name: str, results: dict[str, str]) -> str:
-    cells = (re.sub(r"/\S*/model: ", "", results[r]).replace("|", "/") for r in RECIPES)
+    cells = (" ".join(re.sub(r"/\S*/model: ", "", results[r]).replace("|", "/").split()) for r in RECIPES)
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
