@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gs_core import calibration, memory, numerics
-from gs_core.arrays import RawTensor, namespace
+from gs_core.arrays import RawTensor
 from gs_core.errors import CheckpointError
 from gs_core.interfaces import Block, Finished, Layer, Output, StaticInput, Transform
 from gs_core.journal import Activations, Journal
@@ -16,7 +16,7 @@ from gs_core.planning import Plan, Row
 from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Stages, implements
 from gs_core.storage import StoredTensor, Tensor, read_header
-from gs_core.watching import Watch, channel_error, fake_quantizer, relative_error
+from gs_core.watching import Watch, channel_error, fake_quantizer, is_finite, relative_error
 from gs_schemas import QuantizationScheme
 
 SHARD_BYTES = 5 * 10**9
@@ -89,6 +89,7 @@ class _Line:
         self._progress = progress
 
     def _stage(self, name: str) -> None:
+        memory.release()
         self._progress(name, self.index, len(self.plan.model.blocks))
 
     def _data(self) -> Iterator[tuple[np.ndarray, Mapping[str, RawTensor] | None]]:
@@ -107,13 +108,11 @@ class _Line:
                 quantizing.append(layer)
         for layer in quantizing:
             _check_weight(layer)
-        memory.release()
         watch = Watch(self.stages, block, self.rows, self._data, len(self.batches))
         if self.batches:
             self._stage("observe")
             watch.run()
             self._smooth(block, quantizing, watch)
-            memory.release()
         static = {name: site.static_input() for name, site in watch.sites.items()}
         self._quantize(block, quantizing, watch, static)
         if self.batches and self.index + 1 < len(self.plan.model.blocks):
@@ -217,9 +216,7 @@ class _Line:
 
 
 def _check_weight(layer: Layer) -> None:
-    weight = layer.weight()
-    xp = namespace(weight)
-    if not bool(xp.all(xp.isfinite(weight))):
+    if not is_finite(layer.weight()):
         raise CheckpointError(f"{layer.name}: the weight holds NaN or infinity; the source is damaged")
 
 

@@ -136,19 +136,29 @@ def fake_quantizer(sites: Mapping[str, tuple[QuantizationScheme, StaticInput | N
 
 def check_finite(x: Array, what: str) -> None:
     """Raise ``CalibrationError`` when ``x`` holds NaN or infinity."""
-    xp = namespace(x)
-    if not bool(xp.all(xp.isfinite(x))):
+    if not is_finite(x):
         raise CalibrationError(
             f"{what} is not finite. Either a weight of the source is damaged or the model overflows on this data"
         )
 
 
+def is_finite(x: Array) -> bool:
+    """Whether every element is a number. A sum is one only if all its terms are, and needs no mask of them."""
+    xp = namespace(x)
+    return bool(xp.isfinite(xp.sum(x))) or bool(xp.all(xp.isfinite(x)))
+
+
 def relative_error(wanted: Array, got: Array) -> float:
-    """Squared error relative to the squares of ``wanted``, accumulated in float32."""
+    """Squared error of ``(..., features)`` relative to the squares of ``wanted``."""
     xp = namespace(wanted)
-    wanted, difference = astype(wanted, "float32"), astype(got, "float32") - astype(wanted, "float32")
-    power = float(xp.sum(wanted * wanted))
-    return float(xp.sum(difference * difference)) / power if power else 0.0
+    wanted, got = (xp.reshape(x, (-1, x.shape[-1])) for x in (wanted, got))
+    power = error = 0.0
+    for rows, _ in numerics.slices(wanted):
+        part = astype(wanted[rows, :], "float32")
+        difference = astype(got[rows, :], "float32") - part
+        power += float(xp.sum(part * part))
+        error += float(xp.sum(difference * difference))
+    return error / power if power else 0.0
 
 
 def channel_error(wanted: Array, got: Array) -> float:

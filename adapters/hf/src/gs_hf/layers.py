@@ -1,6 +1,9 @@
 """From what was watched to layers and sites: which weights can be quantized, which stay, and why."""
 
 from collections import defaultdict
+from collections.abc import Iterator
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
 
@@ -12,6 +15,15 @@ from gs_hf.watch import Use
 
 Key = tuple[str, int | None]
 """A parameter, and which expert's slice of it."""
+
+
+class Input(NamedTuple):
+    """One tensor and the parameters that multiply it; ``owner`` is the module of fused experts, or ``""``."""
+
+    block: int
+    owner: str
+    keys: list[Key]
+
 
 SMALLEST = 8
 """A matrix with fewer rows or columns than this is a gate: nothing to gain, and no kernel takes it."""
@@ -37,9 +49,11 @@ class Layers:
         self.sites: list[dict[str, Site]] = [{} for _ in blocks]
         self._module = module
         self._experts = self._expert_counts()
-        for group in seen.together:
-            for block in dict.fromkeys(self._block_of(p) for p in group):
-                self._add_group([p for p in group if self._block_of(p) == block], block, seen)
+        inputs = [each for group in seen.together for each in self._inputs(group, seen)]
+        for (block, owner), some in groupby(inputs, key=lambda each: (each.block, each.owner)):
+            # Fused experts compute one after another, each from its first product to its last.
+            for each in sorted(some, key=lambda each: each.keys[0][1] or 0) if owner else some:
+                self._add_site(each.keys, block, seen)
         self._report_unused(seen)
         inside = [n for n, _ in module.named_parameters(remove_duplicate=False) if self._block_of(n) is not None]
         inside += [n for n, _ in module.named_buffers() if self._block_of(n) is not None]
@@ -68,16 +82,18 @@ class Layers:
                 found[name] = len(child)
         return found
 
-    def _add_group(self, group: list[str], block: int | None, seen: Topology) -> None:
-        if block is None:
-            for name in group:
-                self.kept[_module_of(name)] = "outside the decoder blocks"
-            return
-        experts: list[int | None] = [None]
-        if any(seen.uses[p].expert is not None for p in group):
-            experts = list(range(self._module.get_parameter(group[0]).shape[0]))
-        for expert in experts:
-            self._add_site([(p, expert if seen.uses[p].expert is not None else None) for p in group], block, seen)
+    def _inputs(self, group: list[str], seen: Topology) -> Iterator[Input]:
+        """Parameters that were given one tensor, by blocks and by experts; what lies in no block is kept."""
+        for block in dict.fromkeys(self._block_of(p) for p in group):
+            here = [p for p in group if self._block_of(p) == block]
+            if block is None:
+                self.kept |= dict.fromkeys(map(_module_of, here), "outside the decoder blocks")
+            elif all(seen.uses[p].expert is None for p in here):
+                yield Input(block, "", [(p, None) for p in here])
+            else:
+                for expert in range(self._module.get_parameter(here[0]).shape[0]):
+                    keys = [(p, expert if seen.uses[p].expert is not None else None) for p in here]
+                    yield Input(block, here[0].rpartition(".")[0], keys)
 
     def _add_site(self, keys: list[Key], block: int, seen: Topology) -> None:
         layers: list[tuple[str, list[Place], Use]] = []

@@ -62,6 +62,8 @@ class HFModel(Model):
         self.kept = self.found.kept
         if not self.layers:
             raise CheckpointError(f"{folder}: found no layer to quantize in {type(module).__name__}")
+        self.copied: Any = None
+        """Keeps the folder of a live model's weights, which is removed with it; None for the user's own folder."""
         self.runner: Runner | None = None
         self._current: HFBlock | None = None
 
@@ -117,7 +119,12 @@ class HFModel(Model):
             digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
         for path in self.checkpoint.files:
             status = path.stat()
-            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+            digest.update(f"{path.name} {status.st_size}".encode())
+            if self.copied is None:
+                digest.update(str(status.st_mtime_ns).encode())
+            else:  # the file is as old as this process: only its bytes tell
+                with open(path, "rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
     def tokenize(self, text: str) -> np.ndarray:

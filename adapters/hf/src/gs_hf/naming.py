@@ -8,6 +8,7 @@ checkpoint tensor, and where in a parameter it goes. Everything else of the adap
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os.path import commonprefix
 from typing import Any
 
 import torch
@@ -82,6 +83,7 @@ def name_places(module: torch.nn.Module, sources: Shapes) -> Naming:
             groups.setdefault(target, (converter, {}))[1].setdefault(pattern, []).append(source)
     for target, (converter, collected) in groups.items():
         _place_group(naming, converter, target, collected, sources, state)
+    _check_covered(naming, sources, state)
     return naming
 
 
@@ -128,6 +130,7 @@ def _place_group(naming: Naming, converter: Any, target: str, collected: dict, s
     if steps in ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)]):
         start = 0
         for names in ordered:
+            _check_experts(names, target, state[target][0])
             for expert, name in enumerate(names):
                 naming.add(Place(name, target, expert, start, 0, rows[name]))
             start += rows[names[0]]
@@ -143,6 +146,35 @@ def _place_group(naming: Naming, converter: Any, target: str, collected: dict, s
             naming.add(Place(name, target.replace(parts[0], part), None, 0, number * each, each))
     else:
         naming.opaque[target] = Opaque(converter, target, collected)
+
+
+def _check_experts(names: list[str], target: str, count: int) -> None:
+    """Raise ``ValueError`` unless the names, which are in order, are those of all experts: they are told by it."""
+    if len(names) == count:
+        return
+    backwards = [name[::-1] for name in names]
+    head, tail = (commonprefix(each).rstrip("0123456789") for each in (names, backwards))
+    lost = [name for name in (f"{head}{n}{tail[::-1]}" for n in range(count)) if name not in names]
+    example = f"; there is no '{lost[0]}'" if 1 < len(names) < count else ""
+    raise ValueError(f"the checkpoint has {len(names)} of the {count} experts in '{target}'{example}")
+
+
+def _check_covered(naming: Naming, sources: Shapes, state: Shapes) -> None:
+    """Raise ``ValueError`` where pieces do not make a whole parameter."""
+    for parameter, places in naming.by_parameter.items():
+        if places[0].rows is None:
+            continue
+        whole = state[parameter] if places[0].expert is None else state[parameter][1:]
+        rows = dict.fromkeys((place.expert for place in places), 0)
+        for place in places:
+            if tuple(sources[place.source][1:]) != tuple(whole[1:]):
+                raise ValueError(
+                    f"'{place.source}' is {tuple(sources[place.source])} in the checkpoint, a part of {whole} in the model"
+                )
+            rows[place.expert] += place.rows or 0
+        if any(count != whole[0] for count in rows.values()):
+            there = ", ".join(dict.fromkeys(place.source for place in places[:3]))
+            raise ValueError(f"'{parameter}' is {whole} in the model, the checkpoint has only a part of it: {there} …")
 
 
 def layer_name(place: Place) -> str:

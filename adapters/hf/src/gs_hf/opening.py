@@ -14,7 +14,7 @@ from gs_hf.construct import from_config, parameters_on_meta
 from gs_hf.model import HFModel
 
 
-def open_folder(folder: Path, device: str, checkpoint: Checkpoint | None) -> Model:
+def open_folder(folder: Path, device: str, checkpoint: Checkpoint | None) -> HFModel:
     """Build the module from ``config.json`` on the meta device. Raises ``CheckpointError`` or ``PlanError``."""
     _check_device(device)
     config = read_config(folder)
@@ -52,7 +52,7 @@ def auto_config(folder: Path) -> Any:
     return config
 
 
-def open_module(live: torch.nn.Module, device: str) -> Model:
+def open_module(live: torch.nn.Module, device: str) -> HFModel:
     """A live module: its weights are written out first, then treated as any checkpoint's.
 
     The copy makes a live model and its saved folder the same thing, name for name and byte for byte.
@@ -67,7 +67,7 @@ def open_module(live: torch.nn.Module, device: str) -> Model:
         write_safetensors(folder / SINGLE, state.items())
         module = _structure(live)
         model = HFModel(module, Checkpoint(folder), folder, {}, device, type(live).__name__)
-    model.keep_alive = spill  # type: ignore[attr-defined]
+    model.copied = spill
     model.name = type(live).__name__
     return model
 

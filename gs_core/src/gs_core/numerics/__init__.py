@@ -1,7 +1,7 @@
 """Number formats as arithmetic: ranges, codes, and back. Written over the array API, once for all frameworks."""
 
 from gs_core.numerics.activations import fake_quantize
-from gs_core.numerics.groups import join, objection, split
+from gs_core.numerics.groups import join, objection, slices, split
 from gs_core.numerics.integer import (
     code_dtype,
     decode,
@@ -27,6 +27,7 @@ __all__ = [
     "quantize_with",
     "scale_dtype",
     "scale_from_range",
+    "slices",
     "split",
     "weight_params",
 ]

@@ -138,11 +138,11 @@ class GPTQ(Algorithm):
         diagonal = xp.linalg.diagonal(hessian) + 0.0
         features = xp.arange(hessian.shape[0], device=hessian.device)
         order = xp.argsort(diagonal, stable=True) if self.options.act_order else xp.flip(features)
-        arranged = xp.empty_like(hessian)
         for a, b in panels(hessian.shape[0], SLICE):
-            arranged[a:b, :] = xp.take(xp.take(hessian, order[a:b], axis=0), order, axis=1)
-        del hessian  # before the work begins: there is one matrix at a time
-        feedback, variance, _ = factor(arranged, self.options.damping)
+            hessian[a:b, :] = xp.take(hessian[a:b, :], order, axis=1)
+        for a, b in panels(hessian.shape[0], SLICE):
+            hessian[:, a:b] = xp.take(hessian[:, a:b], order, axis=0)
+        feedback, variance, _ = factor(hessian, self.options.damping)
         # An error in a feature that is always zero costs nothing, so it has no say in the scales.
         alive = xp.take(diagonal, order, axis=0) > 0
         return Factored(order, feedback, xp.where(alive, variance, xp.zeros_like(variance)))

@@ -1,0 +1,80 @@
+"""A scale that is folded disappears: the block computes what it did, and taking it back restores every bit."""
+
+import numpy as np
+import pytest
+import torch
+
+from gs_core import ChannelScale
+from gs_core.arrays import to_raw
+
+
+def random_scale(fold) -> ChannelScale:
+    generator = torch.Generator().manual_seed(len(fold.producer))
+    return ChannelScale(fold, torch.exp2(4 * torch.rand(fold.channels, generator=generator) - 2))
+
+
+def state(block) -> dict[str, bytes]:
+    """Every tensor that the block would write, and every parameter that it computes with."""
+    found = {name: to_raw(value).data.tobytes() for name, value in block.parameters.items()}
+    for name, tensor in block.rest(()):
+        found[f"written {name}"] = bytes(
+            b"".join(bytes(piece) for piece in tensor.chunks()) if hasattr(tensor, "chunks") else tensor.data.tobytes()
+        )
+    return found
+
+
+@pytest.fixture
+def first_block(saved, opened, tokens):
+    return lambda family, dtype: opened(saved(family, dtype)).block(0, (tokens, None))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama", "gemma", "qwen2", "opt", "gpt_neox", "phi", "mixtral", "qwen3_moe"])
+def test_the_function_is_kept_and_undoing_restores_every_bit(first_block, tokens, family, dtype):
+    """Biases are divided with the weights, a norm's ``1 + w`` is respected, a rounded norm makes up for itself."""
+    block = first_block(family, dtype)
+    before, bits = block.run(tokens, None)["hidden"], state(block)
+    undos = []
+    for fold in block.folds():
+        arrived = {}
+        block.run(tokens, None, lambda site, x, arrived=arrived: arrived.update({site: x.clone()}))
+        applied, undo = block.apply(random_scale(fold))
+        undos.append(undo)
+        after = {}
+        hidden = block.run(tokens, None, lambda site, x, after=after: after.update({site: x.clone()}))["hidden"]
+        torch.testing.assert_close(hidden, before, rtol=0, atol=1e-5 * float(before.abs().max()))
+        for site in set(fold.sites) & set(after):
+            wanted = arrived[site] / applied.fold.expand(applied.scale)
+            torch.testing.assert_close(after[site], wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+    assert undos and state(block) != bits
+    for undo in reversed(undos):
+        undo()
+    assert state(block) == bits
+    assert torch.equal(block.run(tokens, None)["hidden"], before)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_a_norm_is_written_exactly_as_it_was_computed_with(first_block, family):
+    """Its dtype rounds it; the consumers get the scale that was left, so that nothing is lost on the way to disk."""
+    block = first_block(family, "bfloat16")
+    (fold,) = (f for f in block.folds() if f.producer.endswith("input_layernorm"))
+    applied, _ = block.apply(random_scale(fold))
+    name = f"{fold.producer}.weight"
+    written = dict(block.rest(()))[name]
+    assert written.dtype == "bfloat16"
+    computed = block.parameters[name]
+    assert torch.equal(computed, computed.bfloat16().float())
+    assert written.data.tobytes() == to_raw(computed.bfloat16()).data.tobytes()
+    np.testing.assert_allclose(applied.scale, random_scale(fold).scale, rtol=2**-7)
+    assert not torch.equal(applied.scale, random_scale(fold).scale)
+
+
+def test_what_was_not_folded_is_written_as_the_file_holds_it(first_block):
+    """Streamed from the source: not a float32 round trip."""
+    block = first_block("qwen2", "bfloat16")
+    source = {name: bytes(b"".join(bytes(piece) for piece in tensor.chunks())) for name, tensor in block.rest(())}
+    stored = block.model.checkpoint
+    assert source == {name: stored[name].read().data.tobytes() for name in source}
+    assert "model.layers.0.self_attn.q_proj.bias" in source
+    left = {name for name, _ in block.rest(set(block.layers))}
+    assert left == {name for name in source if "norm" in name or name.endswith("bias")}

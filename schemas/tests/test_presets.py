@@ -1,0 +1,64 @@
+"""Presets: what the names of the field stand for."""
+
+import pytest
+
+from gs_schemas import RECIPES, SCHEMES, Recipe, SchemaError, recipe
+
+# The fields of compressed-tensors' presets of these names, in its words: num_bits, strategy, group_size, symmetric,
+# dynamic. W8A16 is per channel, as it was there up to version 0.15; W8A8_STATIC is vLLM's and llm-compressor's word.
+WEIGHTS = {
+    "W4A16": (4, "group", 128, True, False),
+    "W4A16_ASYM": (4, "group", 128, False, False),
+    "W8A16": (8, "channel", None, True, False),
+    "W8A8": (8, "channel", None, True, False),
+    "W8A8_STATIC": (8, "channel", None, True, False),
+}
+INPUTS = {"W8A8": (8, "token", None, True, True), "W8A8_STATIC": (8, "tensor", None, True, False)}
+
+
+def in_their_words(args):
+    if args is None:
+        return None
+    assert args.format == f"int{args.bits}"
+    return args.bits, args.granularity, args.group_size, args.symmetric, args.dynamic
+
+
+def test_schemes_are_compressed_tensors_own():
+    assert {name: in_their_words(scheme.weights) for name, scheme in SCHEMES.items()} == WEIGHTS
+    assert {n: in_their_words(s.inputs) for n, s in SCHEMES.items() if s.inputs} == INPUTS
+    assert all(scheme.name == scheme.describe() == name for name, scheme in SCHEMES.items())
+    assert all(scheme.kv_cache is None for scheme in SCHEMES.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "algorithms"),
+    [
+        ("w4a16-rtn", "W4A16", ["rtn"]),
+        ("w4a16-gptq", "W4A16", ["gptq"]),
+        ("w4a16-asym-gptq", "W4A16_ASYM", ["gptq"]),
+        ("w8a16-rtn", "W8A16", ["rtn"]),
+        ("w8a8-rtn", "W8A8", ["rtn"]),
+        ("w8a8-smoothquant", "W8A8", ["smoothquant", "rtn"]),
+        ("w8a8-smoothquant-gptq", "W8A8", ["smoothquant", "gptq"]),
+        ("w8a8-static-smoothquant", "W8A8_STATIC", ["smoothquant", "rtn"]),
+    ],
+)
+def test_a_recipe_is_what_its_name_says(name, scheme, algorithms):
+    found = recipe(name)
+    assert found.name == name
+    assert found.scheme == SCHEMES[scheme]
+    assert [algorithm.name for algorithm in found.algorithms] == algorithms
+    assert (found.ignore, found.overrides, found.format) == (["lm_head"], [], "compressed_tensors")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_preset_survives_yaml_and_json(name):
+    assert Recipe.from_text(RECIPES[name].to_yaml()) == RECIPES[name]
+    assert Recipe.from_text(RECIPES[name].to_json()) == RECIPES[name]
+
+
+def test_an_unknown_preset_gets_the_nearest_one():
+    with pytest.raises(SchemaError) as caught:
+        recipe("W4A16_GPTQ")
+    assert str(caught.value).startswith("recipe: no recipe named 'W4A16_GPTQ'; there are: w4a16-asym-gptq, ")
+    assert str(caught.value).endswith("Did you mean 'w4a16-gptq'?")
