@@ -168,9 +168,17 @@ class Recipe(Strict):
 
 
 def load_yaml(text: str, source: str) -> Any:
-    """Parse YAML safely. Raises ``SchemaError`` naming line and column."""
+    """Parse YAML safely. Raises ``SchemaError`` naming line and column.
+
+    A JSON object is read as JSON: YAML's parser takes it for its own, but ``1e-5`` in it for text.
+    """
     import yaml
 
+    if text.lstrip().startswith("{"):
+        try:
+            return json.loads(text)
+        except ValueError:
+            pass  # YAML has braces too
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
