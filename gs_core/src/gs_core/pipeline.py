@@ -10,18 +10,17 @@ import numpy as np
 from gs_core import calibration, memory, numerics
 from gs_core.arrays import RawTensor
 from gs_core.errors import CheckpointError
-from gs_core.interfaces import Block, Finished, Layer, Output, StaticInput, Transform
+from gs_core.interfaces import Block, Finished, Layer, Output, StaticInput
 from gs_core.journal import Activations, Journal
 from gs_core.planning import Plan, Row
+from gs_core.proving import apply_proved
 from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Stages, implements
 from gs_core.storage import StoredTensor, Tensor, read_header
-from gs_core.watching import Watch, channel_error, fake_quantizer, is_finite, relative_error
+from gs_core.watching import Watch, fake_quantizer, is_finite, relative_error
 from gs_schemas import QuantizationScheme
 
 SHARD_BYTES = 5 * 10**9
-# A transform is kept when the channels of the block's output change by less than this on average, in float32.
-PROOF_TOLERANCE = 1e-3
 
 Progress = Callable[[str, int, int], None]
 """Told the stage, the index of the block it works on, and how many there are."""
@@ -132,28 +131,12 @@ class _Line:
             transforms = self.stages.smooth(name, block, mine, watch.observed(name))
             if not transforms:
                 self.outcome.notes.append(f"{block.name}: {name} found nowhere to fold a scale")
-            for transform in transforms:
-                applied = self._apply(block, transform)
-                if isinstance(applied, str):
-                    where = f"{transform.fold.producer} → {', '.join(transform.fold.sites[:3])}"
-                    self.outcome.notes.append(f"{block.name}: {name} at {where} was dropped: {applied}")
-                else:
-                    watch.rescale(applied)
-
-    def _apply(self, block: Block, transform: Transform) -> Transform | str:
-        """Apply a transform if the float block still computes the same; otherwise say why not."""
-        tokens, previous = next(self._data())
-        before = block.run(tokens, previous)["hidden"]
-        try:
-            applied, undo = block.apply(transform)
-        except ValueError as error:
-            return str(error)
-        after = block.run(tokens, previous)["hidden"]
-        change = channel_error(before, after)
-        if change <= PROOF_TOLERANCE:
-            return applied
-        undo()
-        return f"the float block changes by {change:.1e}, over {PROOF_TOLERANCE:.0e}"
+            applied, dropped = apply_proved(block, transforms, next(self._data()))
+            for transform in applied:
+                watch.rescale(transform)
+            for transform, why in dropped:
+                where = f"{transform.fold.producer} → {', '.join(transform.fold.sites[:3])}"
+                self.outcome.notes.append(f"{block.name}: {name} at {where} was dropped: {why}")
 
     def _quantize(
         self, block: Block, layers: Sequence[Layer], watch: Watch, static: Mapping[str, StaticInput | None]

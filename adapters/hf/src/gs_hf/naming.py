@@ -8,7 +8,6 @@ checkpoint tensor, and where in a parameter it goes. Everything else of the adap
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from os.path import commonprefix
 from typing import Any
 
 import torch
@@ -149,13 +148,15 @@ def _place_group(naming: Naming, converter: Any, target: str, collected: dict, s
 
 
 def _check_experts(names: list[str], target: str, count: int) -> None:
-    """Raise ``ValueError`` unless the names, which are in order, are those of all experts: they are told by it."""
+    """Raise ``ValueError`` unless these are the names of all experts: each is told by its place in their order."""
     if len(names) == count:
         return
-    backwards = [name[::-1] for name in names]
-    head, tail = (commonprefix(each).rstrip("0123456789") for each in (names, backwards))
-    lost = [name for name in (f"{head}{n}{tail[::-1]}" for n in range(count)) if name not in names]
-    example = f"; there is no '{lost[0]}'" if 1 < len(names) < count else ""
+    parts = [name.split(".") for name in names]
+    numbered = next((i for i, column in enumerate(zip(*parts, strict=False)) if len({*column}) > 1), None)
+    example = ""
+    if numbered is not None and len(names) < count:
+        lost = min({*map(str, range(count))} - {part[numbered] for part in parts}, key=int)
+        example = f"; there is no '{'.'.join([*parts[0][:numbered], lost, *parts[0][numbered + 1 :]])}'"
     raise ValueError(f"the checkpoint has {len(names)} of the {count} experts in '{target}'{example}")
 
 
@@ -168,9 +169,8 @@ def _check_covered(naming: Naming, sources: Shapes, state: Shapes) -> None:
         rows = dict.fromkeys((place.expert for place in places), 0)
         for place in places:
             if tuple(sources[place.source][1:]) != tuple(whole[1:]):
-                raise ValueError(
-                    f"'{place.source}' is {tuple(sources[place.source])} in the checkpoint, a part of {whole} in the model"
-                )
+                shape = tuple(sources[place.source])
+                raise ValueError(f"'{place.source}' is {shape} in the checkpoint, a part of {whole} in the model")
             rows[place.expert] += place.rows or 0
         if any(count != whole[0] for count in rows.values()):
             there = ", ".join(dict.fromkeys(place.source for place in places[:3]))

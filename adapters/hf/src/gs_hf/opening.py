@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gs_core import CheckpointError, Model, PlanError
+from gs_core import CheckpointError, PlanError
 from gs_core.errors import reason
 from gs_core.storage import SINGLE, Checkpoint, write_safetensors
 from gs_hf.construct import from_config, parameters_on_meta

@@ -10,7 +10,7 @@ import pytest
 from gs_core.arrays import dtype_name
 from gs_core.interfaces import Batch
 from gs_core.numerics import code_dtype
-from gs_core.pipeline import PROOF_TOLERANCE
+from gs_core.proving import PROOF_TOLERANCE
 from gs_core.stages import HOOKS, check_hooks, implements
 from gs_core.testing.plugins import Rounding
 from gs_core.testing.suite import (

@@ -8,7 +8,7 @@ import pytest
 
 from gs_core.arrays import FLOAT_DTYPES, Array, namespace
 from gs_core.interfaces import Adapter, Batch, Block, ChannelScale, Fold, Model
-from gs_core.pipeline import PROOF_TOLERANCE
+from gs_core.proving import PROOF_TOLERANCE
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor
 from gs_core.testing.suite import Suite, after, forward, numpy, sentence
 from gs_core.watching import channel_error
