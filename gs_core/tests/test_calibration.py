@@ -134,7 +134,9 @@ def test_windows_are_spread_evenly_and_never_overlap(length, samples, seq_len):
     assert (np.diff(found, axis=1) == 1).all()
     starts = found[:, 0]
     assert (np.diff(starts) >= seq_len).all()
-    assert np.ptp(np.diff(starts)) <= seq_len if samples > 1 else starts[0] == 0
+    assert starts[0] == 0
+    assert starts[-1] >= (possible - possible / samples - 1) * seq_len, "to the end of the text"
+    assert samples == 1 or np.ptp(np.diff(starts)) <= seq_len
 
 
 def test_too_little_text_says_how_much_there_is():

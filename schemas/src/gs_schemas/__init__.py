@@ -2,7 +2,7 @@
 
 from gs_schemas.errors import SchemaError, did_you_mean, unknown, validate
 from gs_schemas.numbers import NUMBER_FORMATS, NumberFormat
-from gs_schemas.presets import RECIPES, SCHEMES, recipe
+from gs_schemas.presets import RECIPES, SCHEMES, named, recipe
 from gs_schemas.recipe import AlgorithmSpec, Calibration, Override, Recipe, load_yaml, matches
 from gs_schemas.scheme import QuantizationArgs, QuantizationScheme, Strict
 from gs_schemas.values import parse_settings, with_values
@@ -23,6 +23,7 @@ __all__ = [
     "did_you_mean",
     "load_yaml",
     "matches",
+    "named",
     "parse_settings",
     "recipe",
     "unknown",

@@ -44,6 +44,11 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+def named(scheme: QuantizationScheme) -> QuantizationScheme:
+    """The preset that has these numbers, or else the scheme as it is."""
+    return next((s for s in SCHEMES.values() if s == scheme.model_copy(update={"name": s.name})), scheme)
+
+
 def recipe(name: str) -> Recipe:
     """The preset recipe of that name. Raises ``SchemaError`` naming the nearest one."""
     if name not in RECIPES:
