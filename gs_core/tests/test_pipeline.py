@@ -229,29 +229,39 @@ def test_a_layer_that_is_ignored_is_scaled_like_its_neighbours(run, toy, out):
     assert np.ptp(ratio[0]) > 1
 
 
-class Lying(Levelling):
-    """Says that a norm reaches sites which it does not."""
+def lie(block):
+    """Says that a norm reaches a site which it does not."""
+    scale = np.linspace(1, 4, 64, dtype=np.float32)
+    return ChannelScale(Fold(f"{block.name}.attention_norm", (f"{block.name}.gate.input",), 64), scale)
 
+
+class Lying(Levelling):
     @hookimpl
     def smooth(self, block):
-        scale = np.linspace(1, 4, 64, dtype=np.float32)
-        return [ChannelScale(Fold(f"{block.name}.attention_norm", (f"{block.name}.gate.input",), 64), scale)]
+        return [lie(block)]
 
 
-def test_a_transform_that_changes_the_function_is_dropped_and_reported(run, site, contents, tmp_path):
-    site("liar", algorithm=f"lie = {__name__}:Lying")
-    honest = run(scheme="W8A8_STATIC", out=tmp_path / "honest")
-    report = run(scheme="W8A8_STATIC", algorithms=["lie", "round"], out=tmp_path / "lying")
-    notes = report.data["notes"]
-    assert len(notes) == 3
-    assert notes[1].startswith(
-        "blocks.1: lie at blocks.1.attention_norm → blocks.1.gate.input was dropped: the float block changes by "
-    )
-    assert honest.data["notes"] == []
-    one, other = contents(tmp_path / "honest"), contents(tmp_path / "lying")
-    assert {name: one[name] for name in one if name != "gsq_report.json"} == {
-        name: other[name] for name in other if name != "gsq_report.json"
-    }
+class HalfLying(Levelling):
+    @hookimpl
+    def smooth(self, block, observed):
+        return [*super().smooth(block, observed), lie(block)]
+
+
+@pytest.mark.parametrize(("honest", "liar"), [(["round"], "Lying"), (["level", "round"], "HalfLying")])
+def test_a_transform_that_changes_the_function_is_dropped_and_reported(honest, liar, run, site, contents, tmp_path):
+    site("liar", algorithm=f"lie = {__name__}:{liar}")
+    one = run(scheme="W8A8_STATIC", algorithms=honest, out=tmp_path / "honest")
+    other = run(scheme="W8A8_STATIC", algorithms=["lie", "round"], out=tmp_path / "lying")
+    assert one.data["notes"] == []
+    assert [note[:-7] for note in other.data["notes"]] == [
+        f"blocks.{b}: lie at blocks.{b}.attention_norm → blocks.{b}.gate.input was dropped: the float block changes by "
+        f"{note[-26:-20]}, over"
+        for b, note in enumerate(other.data["notes"])
+    ]
+    written = [contents(tmp_path / name) for name in ("honest", "lying")]
+    for files in written:
+        del files["gsq_report.json"]
+    assert written[0] == written[1], "what was dropped has left no trace"
 
 
 def test_a_transform_that_the_producer_cannot_take_is_dropped_and_reported(run, monkeypatch):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gs_core import CheckpointError, QuantizationArgs, QuantizationScheme
-from gs_schemas import SchemaError, matches, validate
+from gs_schemas import SchemaError, matches, named, validate
 
 METHOD, PACKED, INTEGER = "compressed-tensors", "pack-quantized", "int-quantized"
 
@@ -109,7 +109,8 @@ def _scheme_of(config: Mapping[str, Any], layer: str) -> QuantizationScheme | No
             for target in group.get("targets") or ():
                 if target_matches(target, layer) if by_name else target == "Linear":
                     args = {"weights": group.get("weights"), "inputs": group.get("input_activations")}
-                    return validate(QuantizationScheme, {k: _read_args(v) for k, v in args.items()}, "its scheme")
+                    args = {k: _read_args(v) for k, v in args.items()}
+                    return named(validate(QuantizationScheme, args, "its scheme"))
     return None
 
 
