@@ -10,7 +10,8 @@ from gs_core import Block, ChannelScale, Fold, Layer, LayerInfo
 from gs_core.arrays import RawTensor, astype, to_raw
 from gs_core.interfaces import Batch, OnSite
 from gs_core.storage import Tensor
-from gs_hf.folding import find_folds, fold
+from gs_hf.applying import fold
+from gs_hf.folding import find_folds
 from gs_hf.naming import Place
 from gs_hf.running import take_up
 from gs_hf.watch import OnUse, Use, Watch, identity

@@ -6,99 +6,17 @@ what it was once every such site is divided again, nothing else was reached. No 
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from gs_core import CalibrationError, ChannelScale, Fold
-from gs_core.arrays import astype
+from gs_core import Fold
 from gs_hf.naming import Place
-from gs_hf.watch import Use
+from gs_hf.probing import Prober, close, columns_close, same_shape
 
 if TYPE_CHECKING:
     from gs_hf.block import HFBlock
-
-SAMPLES, TOKENS = 2, 16
-TOLERANCE = 1e-4
-
-
-@dataclass
-class Seen:
-    """One probing run: what arrived at each site, and what the block returned."""
-
-    at: dict[str, torch.Tensor]
-    hidden: torch.Tensor
-
-
-class Prober:
-    """Runs a block on a few tokens with some tensors rescaled."""
-
-    def __init__(self, block: "HFBlock", tokens: np.ndarray, previous: dict[str, torch.Tensor] | None):
-        self.block = block
-        self.generator = torch.Generator().manual_seed(0)
-        self.tokens, self.previous = _cut(tokens, previous)
-        try:
-            self.base = self.run()
-        except CalibrationError:  # some models do not take sequences as short as the cut
-            self.tokens, self.previous = tokens, previous
-            self.base = self.run()
-
-    def bits(self, channels: int) -> torch.Tensor:
-        """Random ones and twos."""
-        scale = 1.0 + torch.randint(0, 2, (channels,), generator=self.generator).float()
-        scale[0], scale[-1] = 1.0, 2.0
-        return scale.to(self.block.model.device)
-
-    def run(
-        self,
-        rows: tuple[Place, torch.Tensor] | None = None,
-        restore: dict[str, torch.Tensor] | None = None,
-    ) -> Seen:
-        """``rows``: multiply these output rows of a product. ``restore``: divide what arrives at these sites."""
-        at: dict[str, torch.Tensor] = {}
-        restore = restore or {}
-
-        def on_use(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
-            site = self.block.model.found.site_of.get((use.parameter, use.expert))
-            if site is not None:
-                at.setdefault(site, x.reshape(-1, x.shape[-1]).clone())
-                if site in restore:
-                    x = x / restore[site]
-            y = compute(x)
-            if rows is not None and (use.parameter, use.expert) == (rows[0].parameter, rows[0].expert):
-                place, scale = rows
-                y = y.clone()
-                y[..., place.start : place.start + len(scale)] *= scale
-            return y
-
-        outputs = self.block.compute(self.tokens, self.previous, on_use)
-        return Seen(at, outputs["hidden"].clone())
-
-    def unchanged(self, seen: Seen) -> bool:
-        return _close(seen.hidden, self.base.hidden)
-
-
-def _cut(
-    tokens: np.ndarray, previous: dict[str, torch.Tensor] | None
-) -> tuple[np.ndarray, dict[str, torch.Tensor] | None]:
-    """The first tokens of the first samples, where it can be told which axes of what came before those are."""
-    if previous is None:
-        return tokens[:SAMPLES, :TOKENS], None
-    cut = {}
-    for name, value in previous.items():
-        axes = tuple(value.shape[:2])
-        if axes == tokens.shape:
-            cut[name] = value[:SAMPLES, :TOKENS].clone()
-        elif axes == tokens.shape[::-1]:
-            cut[name] = value[:TOKENS, :SAMPLES].clone()
-        elif name == "length":
-            cut[name] = value
-        else:
-            return tokens, previous
-    return tokens[:SAMPLES, :TOKENS], cut
 
 
 def find_folds(block: "HFBlock", tokens: np.ndarray, previous: dict[str, torch.Tensor] | None) -> list[Fold]:
@@ -141,9 +59,9 @@ def _norm_sites(prober: Prober, module: torch.nn.Module, channels: int) -> list[
                 site
                 for site, x in seen.at.items()
                 if site not in restore
-                and _same_shape(x, prober.base.at.get(site))
+                and same_shape(x, prober.base.at.get(site))
                 and x.shape[-1] == channels
-                and _close(x, prober.base.at[site] * scale)
+                and close(x, prober.base.at[site] * scale)
             ]
             if not new:
                 break
@@ -183,7 +101,7 @@ def _norm_offset(prober: Prober, module: torch.nn.Module, weight: torch.nn.Param
         for offset in (0.0, 1.0):
             weight.data.fill_(-offset)
             out = module(*inputs[0])
-            if _close(out, torch.zeros_like(out) + (0 if bias is None else bias)):
+            if close(out, torch.zeros_like(out) + (0 if bias is None else bias)):
                 return offset
     finally:
         weight.data.copy_(kept)
@@ -218,9 +136,9 @@ def _reached(prober: Prober, place: Place, channels: int, own_site: str) -> list
     seen = prober.run(rows=(place, scale))
     for site, x in seen.at.items():
         base = prober.base.at.get(site)
-        if site == own_site or not _same_shape(x, base) or base is None or x.shape[-1] % channels:
+        if site == own_site or not same_shape(x, base) or base is None or x.shape[-1] % channels:
             continue
-        if x.shape[-1] == channels and _close(x, base * scale):
+        if x.shape[-1] == channels and close(x, base * scale):
             index = None
         else:
             index = _index(prober, place, channels, site, base)
@@ -239,10 +157,10 @@ def _index(prober: Prober, place: Place, channels: int, site: str, base: torch.T
     for bit in range(max(1, (channels - 1).bit_length())):
         scale = 1.0 + ((number >> bit) & 1).float()
         seen = prober.run(rows=(place, scale)).at.get(site)
-        if not _same_shape(seen, base) or seen is None:
+        if not same_shape(seen, base) or seen is None:
             return None
-        doubled = _columns_close(seen, 2 * base)
-        if not bool((doubled | _columns_close(seen, base)).all()):
+        doubled = columns_close(seen, 2 * base)
+        if not bool((doubled | columns_close(seen, base)).all()):
             return None
         index |= doubled.to(torch.int64) << bit
     # A channel that is zero on these tokens looks both doubled and not: nothing is known about it.
@@ -262,77 +180,3 @@ def _counterpart(name: str, like: str, site: str) -> str:
     for a, b in zip(mine, its, strict=True):
         site = site.replace(f"experts{a}.", f"experts{b}.", 1)
     return site
-
-
-def _same_shape(x: torch.Tensor | None, y: torch.Tensor | None) -> bool:
-    return x is not None and y is not None and x.shape == y.shape
-
-
-def _close(x: torch.Tensor, y: torch.Tensor) -> bool:
-    limit = TOLERANCE * float(y.abs().mean()) + 1e-12
-    return bool(torch.isfinite(x).all()) and float((x - y).abs().max()) <= limit + TOLERANCE * float(y.abs().max())
-
-
-def _columns_close(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return (x - y).abs().amax(0) <= TOLERANCE * y.abs().amax(0)
-
-
-# --- applying ------------------------------------------------------------------------------------------------
-
-
-def fold(block: "HFBlock", transform: ChannelScale) -> tuple[ChannelScale, Callable[[], None]]:
-    """Divide the producer's output channels, multiply the consumers' input features; see ``gs_core.Block.apply``.
-
-    A norm's weight is rounded to the dtype it is stored in first, and the scale that this leaves is the one the
-    consumers get, so that nothing is lost when the norm is written.
-    """
-    scale = transform.scale.to(block.model.device, torch.float32)
-    kept: dict[str, torch.Tensor] = {}
-
-    def keep(name: str) -> torch.Tensor:
-        value = block.parameters[name]
-        kept.setdefault(name, value.clone())
-        return value
-
-    before = set(block.changed)
-    if transform.fold.producer in block.norm_offsets:
-        scale = _fold_norm(block, transform.fold.producer, scale, keep)
-    else:
-        _fold_layer(block, transform.fold.producer, scale, keep)
-    effective = ChannelScale(transform.fold, scale)
-    expanded = effective.fold.expand(scale)
-    for site in transform.fold.sites:
-        for parameter, expert in block.model.found.keys_at[site]:
-            value = keep(parameter)
-            part = value if expert is None else value[expert]
-            part.mul_(expanded[:, None] if parameter in block.model.found.transposed else expanded)
-    block.changed |= set(kept)
-
-    def undo() -> None:
-        for name, value in kept.items():
-            block.parameters[name].copy_(value)
-        block.changed.clear()
-        block.changed.update(before)
-
-    return effective, undo
-
-
-def _fold_norm(block: "HFBlock", norm: str, scale: torch.Tensor, keep: Callable[[str], torch.Tensor]) -> torch.Tensor:
-    offset, weight = block.norm_offsets[norm], keep(f"{norm}.weight")
-    wanted = (weight + offset) / scale
-    stored = astype(astype(wanted - offset, block.stored_dtype(f"{norm}.weight")), "float32")
-    usable = (stored + offset != 0) & (weight + offset != 0)
-    effective = torch.where(usable, (weight + offset) / torch.where(usable, stored + offset, 1.0), scale)
-    weight.copy_(torch.where(usable, stored, wanted - offset))
-    if f"{norm}.bias" in block.parameters:
-        keep(f"{norm}.bias").div_(effective)
-    return effective
-
-
-def _fold_layer(block: "HFBlock", layer: str, scale: torch.Tensor, keep: Callable[[str], torch.Tensor]) -> None:
-    (place,) = block.model.found.places[layer]
-    place.of(keep(place.parameter)).div_(scale[:, None])
-    bias = place.parameter.removesuffix("weight") + "bias"
-    if place.expert is None and place.parameter.endswith(".weight") and bias in block.parameters:
-        part = keep(bias)
-        (part if place.rows is None else part[place.start : place.start + len(scale)]).div_(scale)
