@@ -1,5 +1,6 @@
 """The line: for each block observe, smooth, quantize, pack, export; recorded, then forgotten."""
 
+import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,6 +61,7 @@ def run(
         files = stages.export(plan.recipe.format, Output(journal.out, index, parts, outcome.packed))
         _record(journal, index, files, outcome, time.monotonic() - started)
         del line, outcome
+        gc.collect()  # what a framework keeps in cycles would add up until the collector thinks of it
         memory.release()
         if index:
             Activations(journal, index - 1).discard()

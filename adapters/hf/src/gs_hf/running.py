@@ -94,6 +94,7 @@ class Runner:
         try:
             return self._forward(tokens)
         except Finished as finished:
+            finished.__traceback__ = None  # its frames hold every tensor of the forward
             return finished.output
         finally:
             for block in self.blocks:
