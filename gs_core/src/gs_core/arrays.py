@@ -42,6 +42,11 @@ def namespace(x: Array) -> Any:
     return array_api_compat.array_namespace(x)
 
 
+def device(x: Array) -> Any:
+    """Where ``x`` lies, for ``xp``'s functions (NumPy before 2 has no attribute for it)."""
+    return array_api_compat.device(x)
+
+
 def dtype_name(x: Array) -> str:
     """``float32``, ``bfloat16``, … for either kind of array."""
     return str(x.dtype).rpartition(".")[2]

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gs_core.arrays import Array, RawTensor, namespace
+from gs_core.arrays import Array, RawTensor, device, namespace
 from gs_core.quantized import QuantizedTensor
 from gs_core.storage import Checkpoint, Tensor
 from gs_schemas import QuantizationArgs, QuantizationScheme, Strict
@@ -105,7 +105,7 @@ class Fold:
         if self.index is None:
             return scale
         xp = namespace(scale)
-        return xp.take(scale, xp.asarray(self.index, device=scale.device), axis=0)
+        return xp.take(scale, xp.asarray(self.index, device=device(scale)), axis=0)
 
     def reduce_max(self, arrays: Sequence[Array]) -> Array:
         """The largest of several ``(features,)`` arrays for each free channel, ``(channels,)``."""
@@ -115,7 +115,7 @@ class Fold:
             largest = xp.maximum(largest, array)
         if self.index is None:
             return largest
-        order = xp.asarray(np.argsort(self.index, kind="stable"), device=largest.device)
+        order = xp.asarray(np.argsort(self.index, kind="stable"), device=device(largest))
         return xp.max(xp.reshape(xp.take(largest, order, axis=0), (self.channels, -1)), axis=1)
 
 

@@ -1,6 +1,6 @@
 """Activations: quantized at run time per token or tensor, or with scales fixed beforehand."""
 
-from gs_core.arrays import Array, astype, namespace
+from gs_core.arrays import Array, astype, device, namespace
 from gs_core.numerics import groups
 from gs_core.numerics.integer import decode, encode, scale_from_range
 from gs_schemas import QuantizationArgs
@@ -17,8 +17,8 @@ def fake_quantize(
     if not args.dynamic and scale is None:
         raise ValueError("static activations need a scale")
     # What was read from a file is NumPy's, whatever ``x`` is and wherever it lies.
-    scale = None if scale is None else xp.asarray(astype(scale, "float32"), device=x.device)
-    zero_point = None if zero_point is None else xp.asarray(astype(zero_point, "float32"), device=x.device)
+    scale = None if scale is None else xp.asarray(astype(scale, "float32"), device=device(x))
+    zero_point = None if zero_point is None else xp.asarray(astype(zero_point, "float32"), device=device(x))
     flat = xp.reshape(x, (-1, x.shape[-1]))
     out = xp.empty_like(flat)
     height = groups.height(flat.shape[0], args) if args.dynamic else 1

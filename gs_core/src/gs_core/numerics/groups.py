@@ -5,7 +5,7 @@ A scale then always has the shape ``(rows, groups)``, and ranges, rounding and e
 
 from collections.abc import Iterator
 
-from gs_core.arrays import Array, namespace
+from gs_core.arrays import Array, device, namespace
 from gs_schemas import QuantizationArgs
 
 SLICE = 2**18
@@ -17,7 +17,7 @@ def slices(x: Array, height: int = 1) -> Iterator[tuple[slice, slice]]:
     """Rows of ``(rows, columns)`` in ranges of about ``SLICE`` elements, never splitting the ``height`` rows that
     share a scale; each with the rows of scales it needs."""
     rows, columns = x.shape
-    step = max(1, SLICE // max(1, columns * height)) * height if str(x.device) == "cpu" else max(1, rows)
+    step = max(1, SLICE // max(1, columns * height)) * height if str(device(x)) == "cpu" else max(1, rows)
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         yield slice(start, stop), slice(start // height, stop // height)

@@ -7,7 +7,7 @@ positive value saturates; an asymmetric range always contains zero. Rounding is 
 
 from typing import Any
 
-from gs_core.arrays import Array, astype, namespace
+from gs_core.arrays import Array, astype, device, namespace
 from gs_core.numerics import groups
 from gs_core.quantized import QuantizedTensor
 from gs_schemas import QuantizationArgs
@@ -67,7 +67,7 @@ def quantize_with(weight: Array, scale: Array, zero_point: Array | None, args: Q
     xp = namespace(weight)
     dtype = code_dtype(args)
     zero_point = None if zero_point is None else astype(zero_point, dtype)
-    codes = xp.empty(weight.shape, dtype=getattr(xp, dtype), device=weight.device)
+    codes = xp.empty(weight.shape, dtype=getattr(xp, dtype), device=device(weight))
     for rows, at in groups.slices(weight, groups.height(weight.shape[0], args)):
         part = weight[rows, :]
         found = encode(groups.split(part, args), _wide(scale, at), _wide(zero_point, at), args)
@@ -79,7 +79,7 @@ def dequantize(tensor: QuantizedTensor) -> Array:
     """The weight that the codes stand for, float32 ``(out, in)``."""
     xp = namespace(tensor.codes)
     args = tensor.args
-    weight = xp.empty(tensor.shape, dtype=xp.float32, device=tensor.codes.device)
+    weight = xp.empty(tensor.shape, dtype=xp.float32, device=device(tensor.codes))
     for rows, at in groups.slices(tensor.codes, groups.height(tensor.shape[0], args)):
         part = astype(tensor.codes[rows, :], "float32")
         scale, zero_point = _wide(tensor.scale, at), _wide(tensor.zero_point, at)

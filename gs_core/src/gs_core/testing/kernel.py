@@ -53,7 +53,8 @@ class KernelSuite(Suite):
 
     def array(self, values: np.ndarray) -> Any:
         assert installed((self.library,)), f"{self.library} is not installed"
-        return maker(self.library)(values, device=self.device)
+        where = {} if self.library == "numpy" else {"device": self.device}
+        return maker(self.library)(values, **where)
 
     def packed(self, tested: Any, scheme: QuantizationScheme) -> tuple[Any, np.ndarray]:
         """A random weight as the kernel holds it, and what it stands for."""

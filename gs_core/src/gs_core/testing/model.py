@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from gs_core.arrays import FLOAT_DTYPES, Array, namespace
+from gs_core.arrays import FLOAT_DTYPES, Array, device, namespace
 from gs_core.interfaces import Adapter, Batch, Block, ChannelScale, Fold, Model
 from gs_core.proving import PROOF_TOLERANCE
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor
@@ -242,14 +242,14 @@ class LiveModelSuite(Suite):
 
 def random_rotation(size: int, like: Array) -> Array:
     rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))[0].astype(np.float32)
-    return namespace(like).asarray(rotation, device=like.device)
+    return namespace(like).asarray(rotation, device=device(like))
 
 
 def random_scale(fold: Fold, block: Block) -> ChannelScale:
     """Scales between 1/4 and 4."""
     weight = next(iter(block.layers.values())).weight()
     scale = 2 ** np.random.default_rng(0).uniform(-2, 2, fold.channels)
-    return ChannelScale(fold, namespace(weight).asarray(scale.astype(np.float32), device=weight.device))
+    return ChannelScale(fold, namespace(weight).asarray(scale.astype(np.float32), device=device(weight)))
 
 
 def contents(tensor: Tensor) -> tuple[str, tuple[int, ...], bytes]:

@@ -19,7 +19,7 @@ from gs_core import (
     namespace,
     numerics,
 )
-from gs_core.arrays import astype
+from gs_core.arrays import astype, device
 from gs_gptq.solver import Grid, factor, panels, solve
 from gs_schemas import QuantizationArgs, QuantizationScheme
 
@@ -61,7 +61,7 @@ class Hessian(Accumulator):
         xp = namespace(x)
         features = x.shape[1]
         if self.total is None:
-            self.total = xp.zeros((features, features), dtype=x.dtype, device=x.device)
+            self.total = xp.zeros((features, features), dtype=x.dtype, device=device(x))
         for a, b in panels(features, SLICE):
             self.total[a:b, :b] += xp.permute_dims(x[:, a:b], (1, 0)) @ x[:, :b]
 
@@ -136,7 +136,7 @@ class GPTQ(Algorithm):
         hessian = observed.take()
         xp = namespace(hessian)
         diagonal = xp.linalg.diagonal(hessian) + 0.0
-        features = xp.arange(hessian.shape[0], device=hessian.device)
+        features = xp.arange(hessian.shape[0], device=device(hessian))
         order = xp.argsort(diagonal, stable=True) if self.options.act_order else xp.flip(features)
         for a, b in panels(hessian.shape[0], SLICE):
             hessian[a:b, :] = xp.take(hessian[a:b, :], order, axis=1)
@@ -160,7 +160,7 @@ class GPTQ(Algorithm):
         size = args.group_size or features
         static = self.options.static_groups or args.granularity != "group"
         in_order = features - 1 - position  # the how-manieth each feature is taken
-        stored = xp.arange(features, device=weight.device)
+        stored = xp.arange(features, device=device(weight))
         group_of = (in_order if self.options.act_order and not static else stored) // size
         groups = [int(group) for group in xp.take(group_of, site.order, axis=0)]
         grid = Grid(scale, zero_point, args)

@@ -10,7 +10,7 @@ so the work between blocks of features is one matrix product.
 from collections.abc import Callable, Sequence
 
 from gs_core import Array, namespace
-from gs_core.arrays import astype
+from gs_core.arrays import astype, device
 from gs_core.numerics import code_dtype, decode, encode
 from gs_schemas import QuantizationArgs
 
@@ -117,7 +117,7 @@ def solve(
     # Features first, so that every step reads and writes whole rows. A weight makes way for its own error.
     rest = _transposed(weight)
     dtype = code_dtype(grid.args)
-    codes = xp.empty(rest.shape, dtype=getattr(xp, dtype), device=rest.device)
+    codes = xp.empty(rest.shape, dtype=getattr(xp, dtype), device=device(rest))
     for stop in range(features, 0, -block_size):
         start = max(0, stop - block_size)
         fed = xp.zeros_like(rest[start:stop, :])
@@ -150,4 +150,4 @@ def _left(rest: Array, feedback: Array, start: int, stop: int) -> Array:
 def _transposed(x: Array) -> Array:
     """A float32 copy of the transpose, laid out row by row."""
     xp = namespace(x)
-    return xp.permute_dims(astype(x, "float32"), (1, 0)) + xp.zeros((1, 1), dtype=xp.float32, device=x.device)
+    return xp.permute_dims(astype(x, "float32"), (1, 0)) + xp.zeros((1, 1), dtype=xp.float32, device=device(x))
