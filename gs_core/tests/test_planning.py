@@ -121,11 +121,11 @@ CANNOT = {
     "two quantizers": (
         {"algorithms": ["round", "again"]},
         r"blocks\.0\.q, blocks\.0\.k, blocks\.0\.v and 18 more: algorithms \['round', 'again'\]: round and again both "
-        r"quantize; name exactly one, such as rtn or gptq",
+        r"quantize; keep one of them",
     ),
     "no quantizer": (
         {"algorithms": ["level"]},
-        r".* and 18 more: algorithms \['level'\]: none of them quantizes; name exactly one, such as rtn or gptq",
+        r".* and 18 more: algorithms \['level'\]: none of them quantizes; name one that does last, such as rtn or gptq",
     ),
     "a quantizer that is not the last": (
         {"algorithms": ["round", "level"]},

@@ -2,8 +2,13 @@
 
     python tests/lanes/environments.py vllm        prints that lane's interpreter
 
-A lane is a requirements file beside this one; a line `# uninstall: A B` in it names packages to remove after
-the install. The environment is made anew when the file or the Python installation changes.
+A lane is a requirements file beside this one. Lines in it that begin so are for what no requirement can say:
+
+    # uninstall: A B                packages to remove after the install
+    # without dependencies: A B     packages to add as they are
+    # aside: A B                    the same, into the folder `aside`, which is on no path until a test puts it there
+
+The environment is made anew when the file or the Python installation changes.
 """
 
 import argparse
@@ -74,9 +79,12 @@ def _make(folder: Path, python: Path, requirements: Path, lock: int) -> None:
         [sys.executable, "-I", "-m", "venv", folder],
         [*pip, "install", "-r", requirements],
     ]
-    unwanted = re.findall(r"^# uninstall:(.*)$", requirements.read_text(), re.MULTILINE)
-    if unwanted:
-        steps.append([*pip, "uninstall", "--yes", *" ".join(unwanted).split()])
+    if unwanted := _directive(requirements, "uninstall"):
+        steps.append([*pip, "uninstall", "--yes", *unwanted])
+    if bare := _directive(requirements, "without dependencies"):
+        steps.append([*pip, "install", "--no-deps", *bare])
+    if apart := _directive(requirements, "aside"):
+        steps.append([*pip, "install", "--no-deps", "--target", folder / "aside", *apart])
     variables = {k: v for k, v in os.environ.items() if k != "PIP_CONSTRAINT"}  # that one is for our own
     with log.open("w") as output:
         for step in steps:
@@ -84,6 +92,11 @@ def _make(folder: Path, python: Path, requirements: Path, lock: int) -> None:
             if ran.returncode:
                 tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
                 raise EnvironmentFailed(f"could not make the environment {folder.name}; see {log}:\n{tail}")
+
+
+def _directive(requirements: Path, name: str) -> list[str]:
+    """The words of every line `# name: ...`."""
+    return " ".join(re.findall(rf"^# {name}:(.*)$", requirements.read_text(), re.MULTILINE)).split()
 
 
 @contextmanager

@@ -163,13 +163,7 @@ def _objections(
 ) -> list[str]:
     """Why this layer cannot be treated so; empty when it can."""
     assert scheme.weights is not None
-    quantizers = [n for n, a in zip(names, algorithms, strict=True) if implements(a, "quantize")]
-    found = []
-    if len(quantizers) != 1:
-        which = f"{' and '.join(quantizers)} both quantize" if quantizers else "none of them quantizes"
-        found.append(f"algorithms {list(names)}: {which}; name exactly one, such as rtn or gptq")
-    elif names[-1] != quantizers[0]:
-        found.append(f"algorithms {list(names)}: '{quantizers[0]}' quantizes and must come last")
+    found = _order(dict(zip(names, algorithms, strict=True)))
     if scheme.kv_cache is not None:
         found.append("scheme.kv_cache: no installed algorithm quantizes the KV cache; remove it")
     if scheme.weights.after is not None:
@@ -192,6 +186,21 @@ def _objections(
     if why:
         found.append(why)
     return found
+
+
+def _order(algorithms: Mapping[str, Algorithm]) -> list[str]:
+    """The last of a layer's algorithms quantizes it. One before it that could quantize too must have something else
+    to do: then it does only that (``[awq, gptq]``: awq's scales, gptq's rounding)."""
+    names = list(algorithms)
+    quantizers = [n for n, a in algorithms.items() if implements(a, "quantize")]
+    if not quantizers:
+        return [f"algorithms {names}: none of them quantizes; name one that does last, such as rtn or gptq"]
+    if names[-1] != quantizers[-1]:
+        return [f"algorithms {names}: '{quantizers[-1]}' quantizes and must come last"]
+    idle = [n for n in quantizers[:-1] if not implements(algorithms[n], "smooth")]
+    if idle:
+        return [f"algorithms {names}: {' and '.join([*idle, names[-1]])} both quantize; keep one of them"]
+    return []
 
 
 def _unmatched(recipe: Recipe, model: Model, problems: "_Problems") -> list[str]:
