@@ -22,6 +22,8 @@ from gs_core.stages import implements
 from gs_core.storage import Checkpoint
 from gs_schemas import Recipe, SchemaError, unknown
 
+DESCRIPTIONS = "quant*_description.json"
+"""Files beside a config.json that does not say itself that the weights are quantized."""
 Source = Any
 """A checkpoint folder (``str`` or ``Path``), or a live model that an installed adapter handles."""
 
@@ -90,11 +92,12 @@ def _dequantized(folder: Path) -> tuple[Checkpoint | None, dict[str, LayerNumber
         method = (config.get("quantization_config") or {}).get("quant_method")
     except (OSError, ValueError, AttributeError):
         return None, {}  # not ours to judge: the adapter says what it misses
+    method = method or next((path.name for path in sorted(folder.glob(DESCRIPTIONS))), None)
     if method is None:
         return None, {}
     for name in discovery.installed("format"):
         found = load_format(name)
-        if found.quant_method == method:
+        if found.recognises(folder, config):
             return found.read(Checkpoint(folder), config)
     raise PlanError([f"{folder} is quantized as '{method}', which no installed format reads"])
 

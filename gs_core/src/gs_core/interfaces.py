@@ -336,7 +336,7 @@ class CheckpointFormat:
     """A stage plugin that implements ``pack`` and ``export`` with ``@hookimpl``, and can read back what it wrote."""
 
     quant_method: ClassVar[str] = ""
-    """The ``quant_method`` of the ``quantization_config`` it reads."""
+    """The ``quant_method`` of the ``quantization_config`` it reads; engines know it by that name."""
     holds_group_index: ClassVar[bool] = False
     """Whether it can say that a group's input features are not neighbours."""
 
@@ -356,6 +356,13 @@ class CheckpointFormat:
     def conflicts(self, layers: Mapping[str, QuantizationScheme | None]) -> list[str]:
         """What cannot stand together in one checkpoint. Asked while planning."""
         return []
+
+    def recognises(self, folder: Path, config: Mapping[str, Any]) -> bool:
+        """Whether a quantized folder is of this format: by its ``quant_method``, unless the format says so elsewhere.
+
+        config: the folder's config.json.
+        """
+        return (config.get("quantization_config") or {}).get("quant_method") == self.quant_method
 
     def read(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[Checkpoint, dict[str, LayerNumbers]]:
         """A checkpoint of this format as a floating-point one, and the numbers of each quantized layer.

@@ -236,7 +236,7 @@ def _finished(plan: Plan, journal: Journal) -> Finished:
         name: {n: t.nbytes for n, t in read_header(journal.out / name).items()}
         for record in journal.records
         for name in record["files"]
-        if name.endswith(".safetensors")
+        if name.endswith((".safetensors", ".ckpt"))
     }
     schemes = {row.layer.name: row.scheme for row in plan.rows if row.scheme is not None}
     kept = [row.layer.name for row in plan.rows if row.scheme is None] + list(plan.model.kept)

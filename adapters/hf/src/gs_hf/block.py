@@ -109,10 +109,7 @@ class HFBlock(Block):
     # --- transforms ------------------------------------------------------------------------------------------
 
     def folds(self) -> Sequence[Fold]:
-        if self._probe is None:
-            return ()
-        tokens, previous = self._probe
-        return find_folds(self, tokens, take_up(previous, self.model.device))
+        return () if self._probe is None else find_folds(self, self._probe)
 
     def apply(self, transform: ChannelScale) -> tuple[ChannelScale, Callable[[], None]]:
         return fold(self, transform)
