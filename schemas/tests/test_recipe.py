@@ -205,7 +205,7 @@ def problems(**fields):
         ),
         (
             {"scheme": {"weights": {"format": "int4", "observer": "max"}}},
-            "scheme.weights.observer: got 'max', allowed: minmax, mse.",
+            "scheme.weights.observer: got 'max', allowed: minmax, mse, percentile, divergence, average.",
         ),
         ({"scheme": {"weights": {"format": "int4", "group_siez": 3}}}, "scheme.weights.group_siez: no such field; "),
         ({"scheme": {"weights": {"format": "int4", "group_siez": 3}}}, "Did you mean 'group_size'?"),

@@ -8,7 +8,7 @@ from gs_core import numerics
 from gs_core.arrays import Array, astype, namespace
 from gs_core.errors import CalibrationError
 from gs_core.interfaces import Accumulator, Batch, Block, ChannelScale, OnSite, Site, StaticInput
-from gs_core.observers import Range, Sample, static_input
+from gs_core.observers import Limits, Sample, limits_of, static_input
 from gs_core.planning import Row, static_inputs
 from gs_core.stages import Stages, implements
 from gs_schemas import QuantizationScheme
@@ -25,20 +25,20 @@ class SiteWatch:
     scheme: QuantizationScheme
     by_algorithm: dict[str, Accumulator]
     sample: Sample
-    range: Range | None
+    limits: Limits | None
     dtype: str
     tokens: int = 0
 
     def accumulators(self) -> list[Accumulator]:
-        return [*self.by_algorithm.values(), self.sample, *([self.range] if self.range else [])]
+        return [*self.by_algorithm.values(), self.sample, *([self.limits] if self.limits else [])]
 
     def static_input(self) -> StaticInput | None:
         """Parameters of the site's static quantization; None for dynamic or float, or when nothing arrived."""
         args = self.scheme.inputs
-        if self.range is None or args is None or not self.tokens:
+        if self.limits is None or args is None or not self.tokens:
             return None
         dtype = numerics.scale_dtype(args, self.dtype)
-        return static_input(self.range.result(), self.sample.result(), args, dtype)
+        return static_input(self.limits, self.sample.result(), args, dtype)
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Watch:
             scheme,
             {name: accumulator for name, accumulator in asked.items() if accumulator is not None},
             Sample(self.count),
-            Range() if static else None,
+            limits_of(scheme.inputs) if static and scheme.inputs else None,
             rows[0].layer.dtype,
         )
 
