@@ -32,7 +32,8 @@ class QuantizationArgs(Strict):
     format: the number format of a code, a key of ``NUMBER_FORMATS``.
     granularity: what shares a scale. ``tensor``: everything. ``channel``: a row of the weight (an output
         feature). ``group``: ``group_size`` neighbours along the last axis. ``block``: a ``block_size`` tile.
-        ``token``: the last axis of an activation. ``head``: one attention head of a cached key or value.
+        ``token``: the last axis of an activation. ``head``: one attention head of a cached key or value (of each
+        token, where dynamic).
     symmetric: no zero point. Always true for floating point.
     dynamic: scales are computed at run time (``True``), before it (``False``), or at run time under a global
         scale computed before it (``"local"``, as NVFP4 activations are).
@@ -108,6 +109,13 @@ class QuantizationScheme(Strict):
             raise ValueError("inputs: use granularity 'tensor', 'token', 'group' or 'block'")
         if self.kv_cache and self.kv_cache.granularity == "block":
             raise ValueError("kv_cache: use granularity 'tensor', 'channel', 'head', 'token' or 'group'")
+        if self.kv_cache and self.kv_cache.granularity in ("token", "group") and not self.kv_cache.dynamic:
+            raise ValueError("kv_cache: a scale for every token is only known at run time; set dynamic: true")
+        if self.kv_cache and self.kv_cache.granularity in ("tensor", "channel") and self.kv_cache.dynamic:
+            raise ValueError(
+                f"kv_cache: a scale per {self.kv_cache.granularity} spans tokens that are still to come; "
+                "set dynamic: false, or use granularity 'token', 'head' or 'group'"
+            )
         return self
 
     def describe(self) -> str:
