@@ -413,7 +413,7 @@ class CheckpointFormat:
 
     def conflicts(self, layers: Mapping[str, QuantizationScheme | None]) -> list[str]:
         """What cannot stand together in one checkpoint. Asked while planning. Where caches are quantized, every
-        attention module is named too, with a scheme of which ``kv_cache`` alone is set."""
+        attention module is named too, with a scheme that has no weights."""
         return []
 
     def pack_cache(self, cache: CacheInfo, numbers: CacheNumbers) -> Mapping[str, Array]:
@@ -429,9 +429,9 @@ class CheckpointFormat:
         raise NotImplementedError(f"{type(self).__name__} cannot be read back")
 
     def read_caches(
-        self, checkpoint: Checkpoint, config: Mapping[str, Any], caches: Sequence[CacheInfo]
+        self, checkpoint: Checkpoint, config: Mapping[str, Any], infos: Sequence[CacheInfo]
     ) -> dict[str, CacheNumbers]:
-        """The numbers of each quantized cache by name. ``caches``: all that the model has; checkpoint: as stored.
+        """The numbers of each quantized cache by name. checkpoint: as it is stored. infos: all caches of the model.
 
         Raises ``CheckpointError`` for what it does not understand.
         """

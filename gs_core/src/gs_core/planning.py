@@ -8,7 +8,7 @@ from gs_core import discovery, kernels, numerics
 from gs_core.errors import GoldenStickError, PlanError, PluginError
 from gs_core.interfaces import Algorithm, CacheInfo, CheckpointFormat, LayerInfo, Model, Request
 from gs_core.stages import check_hooks, implements
-from gs_schemas import QuantizationArgs, QuantizationScheme, Recipe, SchemaError, matches, validate
+from gs_schemas import QuantizationArgs, QuantizationScheme, Recipe, SchemaError, matches, named, validate
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,8 @@ def make(recipe: Recipe, model: Model, adapter: str, device: str) -> Plan:
             reason = reason if scheme is None else f"{reason}, whose scheme has no weights"
             scheme, chosen = None, ()
         else:
+            if scheme.kv_cache is not None:  # the attention's, not the layer's
+                scheme = named(scheme.model_copy(update={"name": None, "kv_cache": None}))
             fitted = checkpoint_format.fit(layer, scheme)
             if fitted:
                 scheme, reason = fitted[0], f"{reason}; {fitted[1]}"
@@ -144,8 +146,8 @@ def make(recipe: Recipe, model: Model, adapter: str, device: str) -> Plan:
             kernel = served.name if served else ""
         rows.append(Row(layer, scheme, chosen, kernel, reason))
     caches = _caches(recipe, model, algorithms, checkpoint_format, problems)
-    cached = {row.cache.name: row.scheme if row.args else None for row in caches}
-    for why in checkpoint_format.conflicts({row.layer.name: row.scheme for row in rows} | cached):
+    schemes = {row.layer.name: row.scheme for row in rows} | {row.cache.name: row.scheme for row in caches}
+    for why in checkpoint_format.conflicts(schemes):
         problems.add(why)
     warnings = [*model.warnings, *_unmatched(recipe, model, problems)]
     if not any(row.scheme for row in rows) and not any(row.args for row in caches):

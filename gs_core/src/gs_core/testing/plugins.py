@@ -127,7 +127,7 @@ class Plain(CheckpointFormat):
         return arrays
 
     def read_caches(
-        self, checkpoint: Checkpoint, config: Mapping[str, Any], caches: Sequence[CacheInfo]
+        self, checkpoint: Checkpoint, config: Mapping[str, Any], infos: Sequence[CacheInfo]
     ) -> dict[str, CacheNumbers]:
         found = config["quantization_config"].get("caches", {})
         return {
@@ -135,7 +135,7 @@ class Plain(CheckpointFormat):
                 QuantizationArgs.model_validate(found[cache.name]),
                 {s.kind: _static(checkpoint, f"{cache.name}.cached_{s.kind}.") for s in cache.sites},
             )
-            for cache in caches
+            for cache in infos
             if cache.name in found
         }
 
