@@ -47,7 +47,9 @@ schemes = st.builds(
     name=st.none() | text,
     weights=st.none() | args(["tensor", "channel", "group", "block"], dynamic=False),
     inputs=st.none() | args(["tensor", "token", "group"], dynamic=True),
-    kv_cache=st.none() | args(["tensor", "channel", "head", "group"], dynamic=False),
+    kv_cache=st.none()
+    | args(["tensor", "channel", "head"], dynamic=False).filter(lambda a: a.granularity != "group")
+    | args(["token", "head", "group"], dynamic=True),
 )
 
 

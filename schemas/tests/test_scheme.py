@@ -91,6 +91,15 @@ def test_numbers_that_contradict_themselves(fields, message):
             {"kv_cache": {"granularity": "block", "block_size": (2, 2)}},
             "kv_cache: use granularity 'tensor', 'channel', 'head', 'token' or 'group'",
         ),
+        (
+            {"kv_cache": {"granularity": "token"}},
+            "kv_cache: a scale for every token is only known at run time; set dynamic: true",
+        ),
+        (
+            {"kv_cache": {"granularity": "channel", "dynamic": True}},
+            "kv_cache: a scale per channel spans tokens that are still to come; "
+            "set dynamic: false, or use granularity 'token', 'head' or 'group'",
+        ),
     ],
 )
 def test_numbers_in_the_wrong_place(fields, message):

@@ -22,7 +22,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def observe(site: Site, scheme: QuantizationScheme) -> Accumulator | None:
     """Asked for each site before the block runs: what to collect there, or None.
 
-    ``scheme`` is that of the site's layers.
+    ``scheme`` is that of the site's layers. A site of a cache is offered to the plugin that treats its kind, with
+    its attention module's scheme; the accumulator's result is the site's ``StaticInput``.
     """
 
 

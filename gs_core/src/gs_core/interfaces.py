@@ -5,9 +5,9 @@ Shapes: a weight is always ``(out_features, in_features)``; an activation at a s
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -74,13 +74,41 @@ class Layer(ABC):
         """Make the block compute with this weight from now on."""
 
 
+SiteKind = Literal["input", "key", "unrotated_key", "value"]
+"""What flows through a site: the input of layers, or what attention caches. A key is cached after its position was
+rotated into it; some engines quantize it before that, as it leaves the layer that makes it."""
+
+
 @dataclass(frozen=True)
 class Site:
-    """One activation tensor and the layers it feeds."""
+    """One activation tensor and the layers it feeds.
+
+    A site of a cache feeds no layers; its features are those of all its ``heads``, head by head, and ``dtype`` is the
+    name of the dtype that the model is stored in around it (scales follow it).
+    """
 
     name: str
     features: int
     layers: tuple[str, ...]
+    kind: SiteKind = "input"
+    heads: int = 0
+    dtype: str = ""
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """The keys and values that one attention module caches, known before any weight is read.
+
+    name: the module's full name as the checkpoint spells it (``model.layers.0.self_attn``). sites: its sites in
+    the order of execution, at most one of each kind. rotated_only: why its keys cannot be seen before their rotation,
+    where ``sites`` lacks that. alias: as in ``LayerInfo``.
+    """
+
+    name: str
+    block: int
+    sites: tuple[Site, ...]
+    rotated_only: str = ""
+    alias: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,6 +208,10 @@ class Model(ABC):
     """What a user should know about how it was opened."""
     kept: dict[str, str]
     """Modules that could be mistaken for layers but stay in floating point: name, and why."""
+    caches: Sequence[CacheInfo] = ()
+    """What its attention modules cache, in the order of execution."""
+    uncached: str = "its adapter does not tell what attention caches"
+    """Why there are no caches, where there are none."""
 
     @property
     @abstractmethod
@@ -231,7 +263,7 @@ class Model(ABC):
 @dataclass(frozen=True)
 class StaticInput:
     """Parameters of a statically quantized activation, one element each: the scale in the dtype it is stored in,
-    the zero point in float32."""
+    the zero point in float32. Those of a cache have one element for each head or channel where its args say so."""
 
     scale: Array
     zero_point: Array | None = None
@@ -243,6 +275,15 @@ class LayerNumbers:
 
     scheme: QuantizationScheme
     inputs: StaticInput | None = None
+
+
+@dataclass(frozen=True)
+class CacheNumbers:
+    """How an attention module's cache is to be computed: the args, and for each kind of site that is quantized its
+    static parameters (``None`` when they are found at run time)."""
+
+    args: QuantizationArgs
+    static: Mapping[SiteKind, StaticInput | None]
 
 
 # --- what plugins are made of --------------------------------------------------------------------------------
@@ -257,7 +298,8 @@ class Accumulator(ABC):
 
     @abstractmethod
     def result(self) -> Any:
-        """What the plugin that made it finds under the site's name in ``observed``."""
+        """What the plugin that made it finds under the site's name in ``observed``; of a site of a cache, the
+        ``StaticInput`` to quantize it with."""
 
     def rescale(self, scale: Array) -> bool:
         """Make it as if every ``x`` had been ``x / scale``, ``(features,)``. False when only a second look at
@@ -292,8 +334,17 @@ class Algorithm:
     def __init__(self, options: Any = None):
         self.options: Any = options if options is not None else self.Options()
 
+    @property
+    def kinds(self) -> tuple[SiteKind, ...]:
+        """The kinds of site that it treats. One that does not treat inputs has no part in quantizing layers."""
+        return ("input",)
+
     def unsupported(self, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:
         """Why it cannot treat this layer so, or ``None``. Asked while planning."""
+        return None
+
+    def unsupported_cache(self, cache: CacheInfo, args: QuantizationArgs) -> str | None:
+        """Why it cannot treat this cache so, or ``None``. Asked while planning."""
         return None
 
     def scatters(self, scheme: QuantizationScheme) -> bool:
@@ -330,6 +381,8 @@ class Finished:
     """File name → tensor name → bytes."""
     aliases: Mapping[str, str]
     """Module names of the layers whose modules are spelt otherwise than the checkpoint spells them."""
+    caches: Mapping[str, QuantizationArgs] = field(default_factory=dict)
+    """Args of every attention module whose cache is quantized, by name."""
 
 
 class CheckpointFormat:
@@ -344,6 +397,11 @@ class CheckpointFormat:
         """Why it cannot hold this layer so, or ``None``. Asked while planning."""
         return None
 
+    def unsupported_cache(self, cache: CacheInfo, args: QuantizationArgs) -> str | None:
+        """Why it cannot hold this cache so, or ``None``. ``cache.sites`` are those that are quantized. Asked while
+        planning."""
+        return "this checkpoint format has no place for a quantized KV cache"
+
     def layout(self, scheme: QuantizationScheme) -> str:
         """The name of the layout that ``pack`` is asked for (``pack-quantized``)."""
         return self.quant_method
@@ -354,7 +412,8 @@ class CheckpointFormat:
         return None
 
     def conflicts(self, layers: Mapping[str, QuantizationScheme | None]) -> list[str]:
-        """What cannot stand together in one checkpoint. Asked while planning."""
+        """What cannot stand together in one checkpoint. Asked while planning. Where caches are quantized, every
+        attention module is named too, with a scheme that has no weights."""
         return []
 
     def recognises(self, folder: Path, config: Mapping[str, Any]) -> bool:
@@ -364,6 +423,10 @@ class CheckpointFormat:
         """
         return (config.get("quantization_config") or {}).get("quant_method") == self.quant_method
 
+    def pack_cache(self, cache: CacheInfo, numbers: CacheNumbers) -> Mapping[str, Array]:
+        """The tensors that a file holds for a quantized cache, by their full names; none for a dynamic one."""
+        return {}
+
     def read(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[Checkpoint, dict[str, LayerNumbers]]:
         """A checkpoint of this format as a floating-point one, and the numbers of each quantized layer.
 
@@ -371,6 +434,15 @@ class CheckpointFormat:
         read. Raises ``CheckpointError`` for what it does not understand.
         """
         raise NotImplementedError(f"{type(self).__name__} cannot be read back")
+
+    def read_caches(
+        self, checkpoint: Checkpoint, config: Mapping[str, Any], infos: Sequence[CacheInfo]
+    ) -> dict[str, CacheNumbers]:
+        """The numbers of each quantized cache by name. checkpoint: as it is stored. infos: all caches of the model.
+
+        Raises ``CheckpointError`` for what it does not understand.
+        """
+        return {}
 
 
 @dataclass(frozen=True)

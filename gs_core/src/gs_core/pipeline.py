@@ -11,14 +11,14 @@ import numpy as np
 from gs_core import calibration, memory, numerics
 from gs_core.arrays import RawTensor
 from gs_core.errors import CheckpointError
-from gs_core.interfaces import Block, Finished, Layer, Output, StaticInput
+from gs_core.interfaces import Block, CacheNumbers, Finished, Layer, Output, StaticInput
 from gs_core.journal import Activations, Journal
-from gs_core.planning import Plan, Row
+from gs_core.planning import CacheRow, Plan, Row
 from gs_core.proving import apply_proved
 from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Stages, implements
 from gs_core.storage import StoredTensor, Tensor, read_header
-from gs_core.watching import Watch, fake_quantizer, is_finite, relative_error
+from gs_core.watching import Cached, Watch, fake_quantizer, is_finite, relative_error
 from gs_schemas import QuantizationScheme
 
 SHARD_BYTES = 5 * 10**9
@@ -33,6 +33,7 @@ class Outcome:
 
     packed: list[tuple[str, Tensor]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
+    caches: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -86,6 +87,9 @@ class _Line:
     ):
         self.plan, self.stages, self.journal, self.batches, self.index = plan, stages, journal, batches, index
         self.rows: dict[str, Row] = {r.layer.name: r for r in plan.rows if r.layer.block == index}
+        self.caches: dict[str, CacheRow] = {
+            site.name: row for row in plan.caches if row.cache.block == index and row.args for site in row.cache.sites
+        }
         self.outcome = Outcome()
         self._progress = progress
 
@@ -109,18 +113,43 @@ class _Line:
                 quantizing.append(layer)
         for layer in quantizing:
             _check_weight(layer)
-        watch = Watch(self.stages, block, self.rows, self._data, len(self.batches))
+        watch = Watch(self.stages, block, self.rows, self._data, len(self.batches), self.caches)
         if self.batches:
             self._stage("observe")
             watch.run()
             self._smooth(block, quantizing, watch)
         static = {name: site.static_input() for name, site in watch.sites.items()}
+        caches = watch.static_caches()
         self._quantize(block, quantizing, watch, static)
+        self._pack_caches(watch, caches)
         if self.batches and self.index + 1 < len(self.plan.model.blocks):
             self._stage("propagate")
-            self._propagate(block, static)
+            self._propagate(block, static, caches)
         self.outcome.packed += block.rest({layer.name for layer in quantizing})
         return self.outcome
+
+    def _pack_caches(self, watch: Watch, static: Mapping[str, StaticInput | None]) -> None:
+        for row in dict.fromkeys(self.caches.values()):
+            assert row.args is not None
+            numbers = CacheNumbers(row.args, {site.kind: static[site.name] for site in row.cache.sites})
+            self.outcome.packed += self.plan.format.pack_cache(row.cache, numbers).items()
+            for site in row.cache.sites:
+                seen = watch.sites.get(site.name)
+                error = None
+                if seen is not None and seen.tokens:
+                    x = seen.sample.result()
+                    back = fake_quantizer({}, {site.name: (site, row.args, static[site.name])})(site.name, x)
+                    error = float(f"{relative_error(x, back):.4g}")
+                self.outcome.caches.append(
+                    {
+                        "cache": row.cache.name,
+                        "of": site.kind,
+                        "scheme": row.scheme.describe(),
+                        "algorithm": row.algorithm,
+                        "error": error,
+                        "tokens": seen.tokens if seen else 0,
+                    }
+                )
 
     def _algorithms(self, hook: str) -> list[str]:
         named = [n for row in self.rows.values() for n in row.algorithms]
@@ -136,6 +165,7 @@ class _Line:
             applied, dropped = apply_proved(block, transforms, next(self._data()))
             for transform in applied:
                 watch.rescale(transform)
+            watch.renew_caches(applied)
             for transform, why in dropped:
                 where = f"{transform.fold.producer} → {', '.join(transform.fold.sites[:3])}"
                 self.outcome.notes.append(f"{block.name}: {name} at {where} was dropped: {why}")
@@ -188,16 +218,21 @@ class _Line:
             }
         )
 
-    def _propagate(self, block: Block, static: Mapping[str, StaticInput | None]) -> None:
+    def _propagate(
+        self, block: Block, static: Mapping[str, StaticInput | None], static_caches: Mapping[str, StaticInput | None]
+    ) -> None:
         quantized: dict[str, tuple[QuantizationScheme, StaticInput | None]] = {}
         for site in block.sites.values():
             schemes = [self.rows[name].scheme for name in site.layers]
             # A site that feeds layers of different activation schemes stays float here: only one of them differs.
-            if schemes[0] and all(s and s.inputs == schemes[0].inputs for s in schemes):
+            if schemes and schemes[0] and all(s and s.inputs == schemes[0].inputs for s in schemes):
                 quantized[site.name] = (schemes[0], static.get(site.name))
+        caches: dict[str, Cached] = {
+            name: (block.sites[name], row.args, static_caches[name]) for name, row in self.caches.items() if row.args
+        }
         after = Activations(self.journal, self.index)
         for number, (tokens, previous) in enumerate(self._data()):
-            after.write(number, block.run(tokens, previous, fake_quantizer(quantized)))
+            after.write(number, block.run(tokens, previous, fake_quantizer(quantized, caches)))
 
 
 def _check_weight(layer: Layer) -> None:
@@ -225,6 +260,7 @@ def _record(journal: Journal, part: int, files: Sequence[str], outcome: Outcome,
             "part": part,
             "files": {name: (journal.out / name).stat().st_size for name in files},
             "layers": outcome.layers,
+            "caches": outcome.caches,
             "notes": outcome.notes,
             "seconds": round(seconds, 3),
         }
@@ -241,4 +277,5 @@ def _finished(plan: Plan, journal: Journal) -> Finished:
     schemes = {row.layer.name: row.scheme for row in plan.rows if row.scheme is not None}
     kept = [row.layer.name for row in plan.rows if row.scheme is None] + list(plan.model.kept)
     aliases = {row.layer.name: row.layer.alias for row in plan.rows if row.layer.alias}
-    return Finished(plan.model.config(), schemes, kept, plan.model.files(), shards, aliases)
+    caches = {row.cache.name: row.args for row in plan.caches if row.args}
+    return Finished(plan.model.config(), schemes, kept, plan.model.files(), shards, aliases, caches)

@@ -6,12 +6,12 @@ from typing import Any
 
 from gs_core import numerics
 from gs_core.arrays import Array, astype, namespace
-from gs_core.errors import CalibrationError
-from gs_core.interfaces import Accumulator, Batch, Block, ChannelScale, OnSite, Site, StaticInput
+from gs_core.errors import CalibrationError, PluginError
+from gs_core.interfaces import Accumulator, Batch, Block, ChannelScale, Layer, OnSite, Site, StaticInput
 from gs_core.observers import Limits, Sample, limits_of, static_input
-from gs_core.planning import Row, static_inputs
+from gs_core.planning import CacheRow, Row, static_inputs
 from gs_core.stages import Stages, implements
-from gs_schemas import QuantizationScheme
+from gs_schemas import QuantizationArgs, QuantizationScheme
 
 Batches = Callable[[], Iterable[Batch]]
 """The calibration data from its start."""
@@ -50,6 +50,8 @@ class Watch:
     rows: Mapping[str, Row]
     batches: Batches
     count: int
+    caches: Mapping[str, CacheRow] = field(default_factory=dict)
+    """By the names of the sites that are quantized."""
     sites: dict[str, SiteWatch] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -60,6 +62,8 @@ class Watch:
         self._pass(self.sites)
 
     def _listeners(self, site: Site) -> SiteWatch | None:
+        if site.name in self.caches:
+            return self._cache_listener(site, self.caches[site.name])
         rows = [row for name in site.layers if (row := self.rows[name]).scheme is not None]
         if not rows:
             return None
@@ -81,12 +85,20 @@ class Watch:
             rows[0].layer.dtype,
         )
 
+    def _cache_listener(self, site: Site, row: CacheRow) -> SiteWatch:
+        accumulator = self.stages.observe(row.algorithm, site, row.scheme)
+        listening = {} if accumulator is None else {row.algorithm: accumulator}
+        return SiteWatch(site, row.scheme, listening, Sample(self.count), None, site.dtype)
+
     def _pass(self, sites: Mapping[str, SiteWatch]) -> None:
         def listen(name: str, x: Array) -> None:
             watch = sites.get(name)
             if watch is None or x.shape[0] == 0:
                 return
-            check_finite(x, f"{self.block.name}: the activation entering {', '.join(watch.site.layers)}")
+            entering = (
+                f"the activation entering {', '.join(watch.site.layers)}" if watch.site.layers else watch.site.name
+            )
+            check_finite(x, f"{self.block.name}: {entering}")
             watch.tokens += int(x.shape[0])
             for accumulator in watch.accumulators():
                 accumulator.update(x)
@@ -117,11 +129,55 @@ class Watch:
         if again:
             self._pass(again)
 
+    def renew_caches(self, transforms: Iterable[ChannelScale]) -> None:
+        """Observe again the caches whose values some transforms have changed: those that lie between the layer that
+        absorbed a scale and the sites that see it."""
+        order = list(self.block.sites)
+        again = {}
+        for transform in transforms:
+            producer: Layer | None = self.block.layers.get(transform.fold.producer)
+            if producer is None:  # a norm: what its scale changes, the layers after it undo
+                continue
+            first, last = order.index(producer.site), max(map(order.index, transform.fold.sites))
+            for name in order[first:last]:
+                if name in self.caches and (fresh := self._listeners(self.block.sites[name])) is not None:
+                    again[name] = self.sites[name] = fresh
+        if again:
+            self._pass(again)
 
-def fake_quantizer(sites: Mapping[str, tuple[QuantizationScheme, StaticInput | None]]) -> OnSite:
-    """An ``on_site`` that makes activations what an engine would see; ``sites`` by name."""
+    def static_caches(self) -> dict[str, StaticInput | None]:
+        """The static parameters of every site of a cache that is quantized; None for what is dynamic. Raises
+        ``CalibrationError`` when nothing arrived there."""
+        found: dict[str, StaticInput | None] = {}
+        for name, row in self.caches.items():
+            found[name] = None
+            if row.args is None or row.args.dynamic:
+                continue
+            watch = self.sites[name]
+            if not watch.tokens:
+                raise CalibrationError(
+                    f"{name}: its scheme has a static KV cache, but no calibration token reached it; "
+                    "give more or other calibration data, or a dynamic kv_cache"
+                )
+            static = watch.by_algorithm[row.algorithm].result()
+            if not isinstance(static, StaticInput):
+                raise PluginError(f"'{row.algorithm}' found {static!r:.120} for {name}; expected a StaticInput")
+            found[name] = static
+        return found
+
+
+Cached = tuple[Site, QuantizationArgs, StaticInput | None]
+"""A site of a cache, and how it is quantized."""
+
+
+def fake_quantizer(
+    sites: Mapping[str, tuple[QuantizationScheme, StaticInput | None]], caches: Mapping[str, Cached] | None = None
+) -> OnSite:
+    """An ``on_site`` that makes activations what an engine would see; ``sites`` and ``caches`` by name."""
 
     def replace(name: str, x: Array) -> Array | None:
+        if caches and name in caches:
+            return _recalled(x, *caches[name])
         scheme, static = sites.get(name, (None, None))
         if scheme is None or scheme.inputs is None:
             return None
@@ -132,6 +188,11 @@ def fake_quantizer(sites: Mapping[str, tuple[QuantizationScheme, StaticInput | N
         return numerics.fake_quantize(x, scheme.inputs, static.scale, static.zero_point)
 
     return replace
+
+
+def _recalled(x: Array, site: Site, args: QuantizationArgs, static: StaticInput | None) -> Array:
+    parameters = (static.scale, static.zero_point) if static else ()
+    return numerics.fake_quantize_cache(x, site.heads, args, *parameters)
 
 
 def check_finite(x: Array, what: str) -> None:

@@ -32,12 +32,13 @@ class QuantizationArgs(Strict):
     format: the number format of a code, a key of ``NUMBER_FORMATS``.
     granularity: what shares a scale. ``tensor``: everything. ``channel``: a row of the weight (an output
         feature). ``group``: ``group_size`` neighbours along the last axis. ``block``: a ``block_size`` tile.
-        ``token``: the last axis of an activation. ``head``: one attention head of a cached key or value.
+        ``token``: the last axis of an activation. ``head``: one attention head of a cached key or value (of each
+        token, where dynamic).
     symmetric: no zero point. Always true for floating point.
     dynamic: scales are computed at run time (``True``), before it (``False``), or at run time under a global
         scale computed before it (``"local"``, as NVFP4 activations are).
     observer: how a static range is chosen. ``minmax`` keeps every value, ``mse`` minimises the squared error; for
-        activations and caches also ``percentile`` (keeps ``percentile`` percent of the values), ``divergence``
+        activations also ``percentile`` (keeps ``percentile`` percent of the values), ``divergence``
         (Kullback-Leibler, of the histogram) and ``average`` (the mean of the batches' extremes).
     scale_format: how a scale is stored.
     global_scale: scales are themselves relative to one float32 scale per tensor (two-level, as in NVFP4).
@@ -113,8 +114,17 @@ class QuantizationScheme(Strict):
             raise ValueError("inputs: a scale per token is only known at run time; set dynamic: true")
         if self.inputs and self.inputs.granularity in ("channel", "head"):
             raise ValueError("inputs: use granularity 'tensor', 'token', 'group' or 'block'")
+        if self.kv_cache and self.kv_cache.observer not in ("minmax", "mse"):
+            raise ValueError(f"kv_cache: observer '{self.kv_cache.observer}' is for activations; use minmax or mse")
         if self.kv_cache and self.kv_cache.granularity == "block":
             raise ValueError("kv_cache: use granularity 'tensor', 'channel', 'head', 'token' or 'group'")
+        if self.kv_cache and self.kv_cache.granularity in ("token", "group") and not self.kv_cache.dynamic:
+            raise ValueError("kv_cache: a scale for every token is only known at run time; set dynamic: true")
+        if self.kv_cache and self.kv_cache.granularity in ("tensor", "channel") and self.kv_cache.dynamic:
+            raise ValueError(
+                f"kv_cache: a scale per {self.kv_cache.granularity} spans tokens that are still to come; "
+                "set dynamic: false, or use granularity 'token', 'head' or 'group'"
+            )
         return self
 
     def describe(self) -> str:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from gs_core import Block, ChannelScale, Fold, Layer, LayerInfo
+from gs_core import Block, ChannelScale, Fold, Layer, LayerInfo, Site
 from gs_core.arrays import RawTensor, astype, to_raw
 from gs_core.interfaces import Batch, OnSite
 from gs_core.storage import Tensor
 from gs_hf.applying import fold
+from gs_hf.caches import OnCache, listening
 from gs_hf.folding import find_folds
 from gs_hf.naming import Place
 from gs_hf.running import take_up
@@ -75,22 +76,30 @@ class HFBlock(Block):
     def run(
         self, tokens: np.ndarray, previous: Mapping[str, RawTensor] | None, on_site: OnSite | None = None
     ) -> dict[str, torch.Tensor]:
-        return self.compute(tokens, take_up(previous, self.model.device), self._listener(on_site))
+        taken = take_up(previous, self.model.device)
+        if on_site is None:
+            return self.compute(tokens, taken)
+        return self.compute(tokens, taken, self._listener(on_site), self._cache_listener(on_site))
 
     def compute(
-        self, tokens: np.ndarray, previous: dict[str, torch.Tensor] | None, on_use: OnUse | None = None
+        self,
+        tokens: np.ndarray,
+        previous: dict[str, torch.Tensor] | None,
+        on_use: OnUse | None = None,
+        on_cache: OnCache | None = None,
     ) -> dict[str, torch.Tensor]:
         runner = self.model.runner
         assert runner is not None, "the block was opened without weights"
         if on_use is None:
             return runner.block(self.index, tokens, previous)
+        cache = None if on_cache is None else listening(self.model.module, on_cache)
         with Watch(self.parameters, on_use):
-            return runner.block(self.index, tokens, previous)
+            return runner.block(self.index, tokens, previous, cache)
 
-    def _listener(self, on_site: OnSite | None) -> OnUse | None:
-        """Call ``on_site`` once for each tensor that arrives at a site, however many layers it feeds."""
-        if on_site is None:
-            return None
+    def _listener(self, on_site: OnSite) -> OnUse:
+        """Call ``on_site`` once for each tensor that arrives at a site, however many layers it feeds, and for each
+        that leaves a layer as a key."""
+        makers = self.model.makers
         last: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
         def on_use(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
@@ -102,9 +111,33 @@ class HFBlock(Block):
                 flat = x.reshape(-1, x.shape[-1])
                 replaced = on_site(site, flat)
                 seen = last[site] = (x, flat if replaced is None else replaced)
-            return compute(seen[1].reshape(x.shape))
+            y = compute(seen[1].reshape(x.shape))
+            if use.parameter not in makers:
+                return y
+            replaced = on_site(makers[use.parameter], y.reshape(-1, y.shape[-1]))
+            return y if replaced is None else replaced.reshape(y.shape)
 
         return on_use
+
+    def _cache_listener(self, on_site: OnSite) -> OnCache | None:
+        """Call ``on_site`` for the keys and values of every attention module."""
+        sites = {index: info.sites[-2:] for index, info in self.model.cache_at.items() if info.block == self.index}
+        if not sites:
+            return None
+
+        def answer(x: torch.Tensor, site: Site) -> torch.Tensor:
+            by_token = x.transpose(1, 2)
+            replaced = on_site(site.name, by_token.reshape(-1, site.features))
+            if replaced is None:
+                return x
+            return torch.empty_like(x).copy_(replaced.reshape(by_token.shape).transpose(1, 2))
+
+        def on_cache(key: torch.Tensor, value: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            if index not in sites:
+                return key, value
+            return answer(key, sites[index][0]), answer(value, sites[index][1])
+
+        return on_cache
 
     # --- transforms ------------------------------------------------------------------------------------------
 

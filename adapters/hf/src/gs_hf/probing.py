@@ -42,6 +42,7 @@ class HFProber(Prober):
             return y
 
         def rescale(module: torch.nn.Module, given: tuple, out: object) -> torch.Tensor | None:
+            assert scale is not None
             return out * scale if isinstance(out, torch.Tensor) and out.shape[-1] == len(scale) else None
 
         handle = None

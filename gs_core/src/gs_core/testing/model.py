@@ -75,6 +75,7 @@ class LiveModelSuite(Suite):
             block = model.block(index, batch)
             assert (block.index, block.name) == (index, name)
             fed = [layer for site in block.sites.values() for layer in site.layers]
+            assert all((site.kind == "input") == bool(site.layers) for site in block.sites.values())
             assert sorted(fed) == sorted(block.layers), "each layer is fed by one site"
             for layer in block.layers.values():
                 assert layer.info.block == index
@@ -82,6 +83,19 @@ class LiveModelSuite(Suite):
                 found.append(layer.info)
             batch = after(block, batch)
         assert found == model.layers, "in the order of execution"
+
+    def test_caches_and_sites_agree(self, model: Model, block: Block) -> None:
+        assert len({cache.name for cache in model.caches}) == len(model.caches)
+        assert model.caches or sentence(model.uncached), "it says why there are none"
+        mine = [cache for cache in model.caches if cache.block == block.index]
+        sites = [site for cache in mine for site in cache.sites]
+        assert sites == [site for site in block.sites.values() if site.kind != "input"], "in the order of execution"
+        assert all(site.heads > 0 and site.features % site.heads == 0 for site in sites)
+        for cache in mine:
+            kinds = [site.kind for site in cache.sites]
+            assert {"key", "value"} <= set(kinds)
+            assert len(set(kinds)) == len(kinds)
+            assert "unrotated_key" in kinds or sentence(cache.rotated_only)
 
     def test_every_kept_module_has_a_reason(self, model: Model) -> None:
         assert all(sentence(reason) for reason in model.kept.values())
@@ -142,7 +156,7 @@ class LiveModelSuite(Suite):
     def test_a_layer_multiplies_by_the_transpose_of_its_weight(self, block: Block, batch: Batch) -> None:
         """``(x Q) (W Q)ᵀ = x Wᵀ`` for an orthogonal Q: true only of a weight that is ``(out, in)``, all of it."""
         before = forward(block, batch)
-        for site in block.sites.values():
+        for site in filter(lambda site: site.layers, block.sites.values()):
             kept = {name: block.layers[name].weight() for name in site.layers}
             rotation = random_rotation(site.features, next(iter(kept.values())))
 
@@ -194,10 +208,10 @@ class LiveModelSuite(Suite):
             undo()
 
     def inputs(self, block: Block, batch: Batch) -> dict[str, np.ndarray]:
-        """The activation at each site."""
+        """The activation at each site but those of caches, which may lie between a fold's producer and its sites."""
         seen: dict[str, np.ndarray] = {}
         block.run(*batch, lambda name, x: seen.update({name: numpy(x).copy()}))
-        return seen
+        return {name: x for name, x in seen.items() if block.sites[name].layers}
 
     def test_undoing_a_fold_restores_every_bit(self, block: Block, batch: Batch) -> None:
         def state() -> dict[str, Any]:

@@ -14,6 +14,8 @@ from gs_core.interfaces import (
     Accumulator,
     Algorithm,
     Block,
+    CacheInfo,
+    CacheNumbers,
     ChannelScale,
     CheckpointFormat,
     Fold,
@@ -25,7 +27,7 @@ from gs_core.interfaces import (
 )
 from gs_core.quantized import QuantizedTensor
 from gs_core.storage import INDEX, Checkpoint, DerivedTensor, copy_file, write_json, write_safetensors
-from gs_schemas import QuantizationScheme
+from gs_schemas import QuantizationArgs, QuantizationScheme
 
 
 class Rounding(Algorithm):
@@ -90,7 +92,13 @@ class Plain(CheckpointFormat):
         weight_map = {tensor: file for file, tensors in final.shards.items() for tensor in tensors}
         write_json(output.folder / INDEX, {"metadata": {}, "weight_map": weight_map})
         schemes = {layer: json.loads(scheme.model_dump_json()) for layer, scheme in final.schemes.items()}
-        quantization = {"quant_method": self.quant_method, "layers": schemes, "kept": list(final.kept)}
+        caches = {name: json.loads(args.model_dump_json()) for name, args in final.caches.items()}
+        quantization = {
+            "quant_method": self.quant_method,
+            "layers": schemes,
+            "kept": list(final.kept),
+            "caches": caches,
+        }
         write_json(output.folder / "config.json", final.config | {"quantization_config": quantization})
         for file in final.files:
             copy_file(file, output.folder / file.name)
@@ -101,10 +109,35 @@ class Plain(CheckpointFormat):
         if not isinstance(layers, dict):
             raise CheckpointError(f"{checkpoint.folder}: quantization_config has no 'layers'")
         schemes = {layer: QuantizationScheme.model_validate(scheme) for layer, scheme in layers.items()}
-        packed = [name for name in checkpoint.tensors if name.rpartition(".")[0] in schemes]
+        packed = [name for name in checkpoint.tensors if name.rpartition(".")[0] in schemes or ".cached_" in name]
         weights = {f"{layer}.weight": _weight(checkpoint, layer, scheme) for layer, scheme in schemes.items()}
         numbers = {layer: LayerNumbers(scheme, _inputs(checkpoint, layer)) for layer, scheme in schemes.items()}
         return checkpoint.replacing(packed, weights), numbers
+
+    def unsupported_cache(self, cache: CacheInfo, args: QuantizationArgs) -> str | None:
+        return None
+
+    def pack_cache(self, cache: CacheInfo, numbers: CacheNumbers) -> dict[str, Array]:
+        arrays = {}
+        for kind, static in numbers.static.items():
+            if static is not None:
+                arrays[f"{cache.name}.cached_{kind}.scale"] = static.scale
+                if static.zero_point is not None:
+                    arrays[f"{cache.name}.cached_{kind}.zero_point"] = static.zero_point
+        return arrays
+
+    def read_caches(
+        self, checkpoint: Checkpoint, config: Mapping[str, Any], infos: Sequence[CacheInfo]
+    ) -> dict[str, CacheNumbers]:
+        found = config["quantization_config"].get("caches", {})
+        return {
+            cache.name: CacheNumbers(
+                QuantizationArgs.model_validate(found[cache.name]),
+                {s.kind: _static(checkpoint, f"{cache.name}.cached_{s.kind}.") for s in cache.sites},
+            )
+            for cache in infos
+            if cache.name in found
+        }
 
 
 def _weight(checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme) -> DerivedTensor:
@@ -120,7 +153,11 @@ def _weight(checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme) -> D
 
 
 def _inputs(checkpoint: Checkpoint, layer: str) -> StaticInput | None:
-    scale, zero_point = (_array(checkpoint, f"{layer}.{part}") for part in ("input_scale", "input_zero_point"))
+    return _static(checkpoint, f"{layer}.input_")
+
+
+def _static(checkpoint: Checkpoint, prefix: str) -> StaticInput | None:
+    scale, zero_point = (_array(checkpoint, f"{prefix}{part}") for part in ("scale", "zero_point"))
     return None if scale is None else StaticInput(scale, zero_point)
 
 

@@ -20,7 +20,19 @@ import numpy as np
 
 from gs_core.arrays import Array, RawTensor, astype, from_raw, to_raw
 from gs_core.errors import CheckpointError, PlanError
-from gs_core.interfaces import Adapter, Batch, Block, ChannelScale, Fold, Layer, LayerInfo, Model, OnSite, Site
+from gs_core.interfaces import (
+    Adapter,
+    Batch,
+    Block,
+    CacheInfo,
+    ChannelScale,
+    Fold,
+    Layer,
+    LayerInfo,
+    Model,
+    OnSite,
+    Site,
+)
 from gs_core.storage import Checkpoint, Tensor
 from gs_core.testing.toy_files import CONFIG, MODEL_TYPE, ToyConfig, read_config
 
@@ -63,11 +75,19 @@ class ToyModel(Model):
             for index, block in enumerate(self.blocks)
             for layer, first in SHARED.items()
         ]
+        self.caches = [self._cache(index, f"{block}.attention") for index, block in enumerate(self.blocks)]
 
     def _info(self, index: int, name: str, site: str) -> LayerInfo:
         stored = self.checkpoint[f"{name}.weight"]
         rows, columns = stored.shape
         return LayerInfo(name, index, (rows, columns), site, stored.dtype)
+
+    def _cache(self, index: int, name: str) -> CacheInfo:
+        features, heads = self.shape.values, self.shape.kv_heads
+        dtype = self.checkpoint[f"{self.blocks[index]}.k.weight"].dtype
+        key = Site(f"{name}.key", features, (), "key", heads, dtype)
+        value = Site(f"{name}.value", features, (), "value", heads, dtype)
+        return CacheInfo(name, index, (key, value), rotated_only="the toy rotates no positions into them")
 
     @property
     def blocks(self) -> Sequence[str]:
@@ -141,7 +161,9 @@ class ToyBlock(Block):
         infos = [info for info in model.layers if info.block == index]
         self.layers: dict[str, Layer] = {info.name: ToyLayer(info, self) for info in infos}
         together = {site: [i for i in infos if i.site == site] for site in dict.fromkeys(i.site for i in infos)}
-        self.sites = {s: Site(s, fed[0].shape[1], tuple(i.name for i in fed)) for s, fed in together.items()}
+        inputs = [Site(s, fed[0].shape[1], tuple(i.name for i in fed)) for s, fed in together.items()]
+        # Keys and values come of the first site, and before the second.
+        self.sites = {site.name: site for site in [inputs[0], *model.caches[index].sites, *inputs[1:]]}
 
     def read(self, name: str) -> np.ndarray:
         return self.weights[name] if name in self.weights else self.model.read(name)
@@ -157,21 +179,21 @@ class ToyBlock(Block):
     ) -> dict[str, Array]:
         x = self.model.read("embed.weight")[tokens] if previous is None else from_raw(previous["hidden"])
 
-        def arrives(layer: str, activation: np.ndarray) -> np.ndarray:
+        def arrives(at: str, activation: np.ndarray) -> np.ndarray:
             if on_site is None:
                 return activation
             flat = activation.reshape(-1, activation.shape[-1])
-            answer = on_site(f"{self.name}.{layer}.input", self.model.asarray(flat))
+            answer = on_site(f"{self.name}.{at}", self.model.asarray(flat))
             return activation if answer is None else to_float32(answer).reshape(activation.shape)
 
         def product(layer: str, activation: np.ndarray) -> np.ndarray:
             return activation @ self.read(f"{self.name}.{layer}.weight").T
 
-        n = arrives("q", rms_norm(x, self.read(f"{self.name}.attention_norm.weight")))
-        mixed = attention(product("q", n), product("k", n), product("v", n), self.model.shape)
-        x = x + product("o", arrives("o", mixed))
-        n = arrives("gate", rms_norm(x, self.read(f"{self.name}.mlp_norm.weight")))
-        x = x + product("down", arrives("down", silu(product("gate", n)) * product("up", n)))
+        n = arrives("q.input", rms_norm(x, self.read(f"{self.name}.attention_norm.weight")))
+        k, v = arrives("attention.key", product("k", n)), arrives("attention.value", product("v", n))
+        x = x + product("o", arrives("o.input", attention(product("q", n), k, v, self.model.shape)))
+        n = arrives("gate.input", rms_norm(x, self.read(f"{self.name}.mlp_norm.weight")))
+        x = x + product("down", arrives("down.input", silu(product("gate", n)) * product("up", n)))
         return {"hidden": self.model.asarray(x)}
 
     # --- transforms ------------------------------------------------------------------------------------------
