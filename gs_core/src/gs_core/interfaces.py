@@ -381,8 +381,8 @@ class Finished:
     """File name → tensor name → bytes."""
     aliases: Mapping[str, str]
     """Module names of the layers whose modules are spelt otherwise than the checkpoint spells them."""
-    caches: Mapping[str, QuantizationArgs] = field(default_factory=dict)
-    """Args of every attention module whose cache is quantized, by name."""
+    caches: Mapping[CacheInfo, QuantizationArgs] = field(default_factory=dict)
+    """Args of every cache that is quantized; its ``sites`` are those that are."""
 
 
 class CheckpointFormat:

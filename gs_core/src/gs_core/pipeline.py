@@ -277,5 +277,5 @@ def _finished(plan: Plan, journal: Journal) -> Finished:
     schemes = {row.layer.name: row.scheme for row in plan.rows if row.scheme is not None}
     kept = [row.layer.name for row in plan.rows if row.scheme is None] + list(plan.model.kept)
     aliases = {row.layer.name: row.layer.alias for row in plan.rows if row.layer.alias}
-    caches = {row.cache.name: row.args for row in plan.caches if row.args}
+    caches = {row.cache: row.args for row in plan.caches if row.args}
     return Finished(plan.model.config(), schemes, kept, plan.model.files(), shards, aliases, caches)

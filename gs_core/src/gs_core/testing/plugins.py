@@ -92,7 +92,10 @@ class Plain(CheckpointFormat):
         weight_map = {tensor: file for file, tensors in final.shards.items() for tensor in tensors}
         write_json(output.folder / INDEX, {"metadata": {}, "weight_map": weight_map})
         schemes = {layer: json.loads(scheme.model_dump_json()) for layer, scheme in final.schemes.items()}
-        caches = {name: json.loads(args.model_dump_json()) for name, args in final.caches.items()}
+        caches = {
+            cache.name: [[site.kind for site in cache.sites], json.loads(args.model_dump_json())]
+            for cache, args in final.caches.items()
+        }
         quantization = {
             "quant_method": self.quant_method,
             "layers": schemes,
@@ -129,14 +132,12 @@ class Plain(CheckpointFormat):
     def read_caches(
         self, checkpoint: Checkpoint, config: Mapping[str, Any], infos: Sequence[CacheInfo]
     ) -> dict[str, CacheNumbers]:
-        found = config["quantization_config"].get("caches", {})
         return {
-            cache.name: CacheNumbers(
-                QuantizationArgs.model_validate(found[cache.name]),
-                {s.kind: _static(checkpoint, f"{cache.name}.cached_{s.kind}.") for s in cache.sites},
+            name: CacheNumbers(
+                QuantizationArgs.model_validate(args),
+                {kind: _static(checkpoint, f"{name}.cached_{kind}.") for kind in kinds},
             )
-            for cache in infos
-            if cache.name in found
+            for name, (kinds, args) in config["quantization_config"].get("caches", {}).items()
         }
 
 
