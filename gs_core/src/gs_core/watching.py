@@ -7,7 +7,7 @@ from typing import Any
 from gs_core import numerics
 from gs_core.arrays import Array, astype, namespace
 from gs_core.errors import CalibrationError
-from gs_core.interfaces import Accumulator, Batch, Block, ChannelScale, OnSite, Site, StaticInput
+from gs_core.interfaces import Accumulator, Batch, Block, ChannelScale, OnSite, Site, StaticInput, Transform
 from gs_core.observers import Range, Sample, static_input
 from gs_core.planning import Row, static_inputs
 from gs_core.stages import Stages, implements
@@ -102,20 +102,25 @@ class Watch:
             if algorithm in watch.by_algorithm and watch.tokens
         }
 
-    def rescale(self, transform: ChannelScale) -> None:
-        """Account for a transform that was applied: rescale what was observed, or observe it again."""
-        scale = transform.fold.expand(transform.scale)
+    def account(self, transform: Transform) -> None:
+        """Account for a transform that was applied: rewrite what was observed, or observe it again."""
         again = {}
-        for name in transform.fold.sites:
+        for name in transform.sites:
             watch = self.sites.get(name)
             if watch is None or not watch.tokens:
                 continue
-            if not all(accumulator.rescale(scale) for accumulator in watch.accumulators()):
+            if not all(_rewrite(accumulator, transform) for accumulator in watch.accumulators()):
                 fresh = self._listeners(watch.site)
                 assert fresh is not None
                 again[name] = self.sites[name] = fresh
         if again:
             self._pass(again)
+
+
+def _rewrite(accumulator: Accumulator, transform: Transform) -> bool:
+    if isinstance(transform, ChannelScale):
+        return accumulator.rescale(transform.fold.expand(transform.scale))
+    return accumulator.transform(transform.map)
 
 
 def fake_quantizer(sites: Mapping[str, tuple[QuantizationScheme, StaticInput | None]]) -> OnSite:

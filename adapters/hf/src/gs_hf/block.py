@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from gs_core import Block, ChannelScale, Fold, Layer, LayerInfo
+from gs_core import Block, Fold, Layer, LayerInfo
 from gs_core.arrays import RawTensor, astype, to_raw
-from gs_core.interfaces import Batch, OnSite
+from gs_core.interfaces import Batch, OnSite, Transform, through
 from gs_core.storage import Tensor
-from gs_hf.applying import fold
+from gs_hf.applying import apply
 from gs_hf.folding import find_folds
 from gs_hf.naming import Place
 from gs_hf.running import take_up
@@ -75,7 +75,7 @@ class HFBlock(Block):
     def run(
         self, tokens: np.ndarray, previous: Mapping[str, RawTensor] | None, on_site: OnSite | None = None
     ) -> dict[str, torch.Tensor]:
-        return self.compute(tokens, take_up(previous, self.model.device), self._listener(on_site))
+        return self.compute(tokens, take_up(previous, self.model.device), self._listener(through(self.online, on_site)))
 
     def compute(
         self, tokens: np.ndarray, previous: dict[str, torch.Tensor] | None, on_use: OnUse | None = None
@@ -114,8 +114,8 @@ class HFBlock(Block):
         tokens, previous = self._probe
         return find_folds(self, tokens, take_up(previous, self.model.device))
 
-    def apply(self, transform: ChannelScale) -> tuple[ChannelScale, Callable[[], None]]:
-        return fold(self, transform)
+    def apply(self, transform: Transform) -> tuple[Transform, Callable[[], None]]:
+        return apply(self, transform)
 
     def stored_dtype(self, parameter: str) -> str:
         return self.model.checkpoint[self.model.naming.by_parameter[parameter][0].source].dtype

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from gs_core import Fold
+from gs_core import Fold, LinearMap
 from gs_hf.naming import Place
-from gs_hf.probing import Prober, close, columns_close, same_shape
+from gs_hf.probing import Change, Prober, close, columns_close, same_shape, times
 
 if TYPE_CHECKING:
     from gs_hf.block import HFBlock
@@ -51,7 +51,7 @@ def _norm_sites(prober: Prober, module: torch.nn.Module, channels: int) -> list[
     handle = module.register_forward_hook(
         lambda m, i, out: out * scale if isinstance(out, torch.Tensor) and out.shape[-1] == channels else None
     )
-    restore: dict[str, torch.Tensor] = {}
+    restore: dict[str, Change] = {}
     try:
         while True:
             seen = prober.run(restore=restore)
@@ -65,7 +65,7 @@ def _norm_sites(prober: Prober, module: torch.nn.Module, channels: int) -> list[
             ]
             if not new:
                 break
-            restore |= dict.fromkeys(new, scale)
+            restore |= dict.fromkeys(new, times(1 / scale))
     finally:
         handle.remove()
     if not restore or not prober.unchanged(seen):
@@ -113,7 +113,7 @@ def _norm_offset(prober: Prober, module: torch.nn.Module, weight: torch.nn.Param
 
 def _layer_folds(prober: Prober) -> list[Fold]:
     found: list[Fold] = []
-    tried: dict[str, list[tuple[str, np.ndarray | None]]] = {}
+    tried: dict[str, list[tuple[str, np.ndarray | None, int]]] = {}
     block = prober.block
     for name, layer in block.layers.items():
         places = block.model.found.places[name]
@@ -122,18 +122,18 @@ def _layer_folds(prober: Prober) -> list[Fold]:
             continue
         if pattern not in tried:
             tried[pattern] = _reached(prober, places[0], layer.shape[0], layer.site)
-            for site, index in tried[pattern]:
+            for site, index, head in tried[pattern]:
                 for like in (n for n in block.layers if _pattern(n) == pattern):
                     target = _counterpart(name, like, site)
                     if target in block.sites:
-                        found.append(Fold(like, (target,), block.layers[like].shape[0], index))
+                        found.append(Fold(like, (target,), block.layers[like].shape[0], index, head))
     return found
 
 
-def _reached(prober: Prober, place: Place, channels: int, own_site: str) -> list[tuple[str, np.ndarray | None]]:
-    """The one site whose channels are this layer's output channels, with the channel behind each."""
+def _reached(prober: Prober, place: Place, channels: int, own_site: str) -> list[tuple[str, np.ndarray | None, int]]:
+    """The one site whose channels are this layer's output channels, the channel behind each, and how many mix."""
     scale = prober.bits(channels)
-    seen = prober.run(rows=(place, scale))
+    seen = prober.run(rows=(place, channels, times(scale)))
     for site, x in seen.at.items():
         base = prober.base.at.get(site)
         if site == own_site or not same_shape(x, base) or base is None or x.shape[-1] % channels:
@@ -145,9 +145,34 @@ def _reached(prober: Prober, place: Place, channels: int, own_site: str) -> list
             if index is None:
                 continue
         expanded = scale if index is None else scale[torch.from_numpy(index).to(scale.device)]
-        if prober.unchanged(prober.run(rows=(place, scale), restore={site: expanded})):
-            return [(site, index)]
+        rescaled = prober.run(rows=(place, channels, times(scale)), restore={site: times(1 / expanded)})
+        if prober.unchanged(rescaled):
+            return [(site, index, _head(prober, place, channels, site, index))]
     return []
+
+
+def _head(prober: Prober, place: Place, channels: int, site: str, index: np.ndarray | None) -> int:
+    """How many neighbouring channels can be mixed, each group alike: 1 where they only pass one by one."""
+    base = prober.base.at[site]
+
+    def passes(size: int) -> bool:
+        if index is not None and not _in_groups(index, size):
+            return False
+        mix, _ = torch.linalg.qr(torch.randn(size, size, generator=prober.generator))
+        mixed = LinearMap((mix,), orthogonal=True)
+        seen = prober.run(rows=(place, channels, mixed.apply), restore={site: mixed.undo})
+        return close(seen.at[site], mixed.apply(base)) and prober.unchanged(seen)
+
+    sizes = [size for size in range(2, channels + 1) if channels % size == 0 and base.shape[-1] % size == 0]
+    if not sizes or not passes(sizes[0]):
+        return 1
+    return next(size for size in reversed(sizes) if passes(size))
+
+
+def _in_groups(index: np.ndarray, size: int) -> bool:
+    """Whether site channels come from producer channels in whole groups of neighbours, in order."""
+    first = index.reshape(-1, size)[:, :1]
+    return bool((first % size == 0).all() and (index.reshape(-1, size) == first + np.arange(size)).all())
 
 
 def _index(prober: Prober, place: Place, channels: int, site: str, base: torch.Tensor) -> np.ndarray | None:
@@ -156,7 +181,7 @@ def _index(prober: Prober, place: Place, channels: int, site: str, base: torch.T
     index = torch.zeros(base.shape[-1], dtype=torch.int64, device=base.device)
     for bit in range(max(1, (channels - 1).bit_length())):
         scale = 1.0 + ((number >> bit) & 1).float()
-        seen = prober.run(rows=(place, scale)).at.get(site)
+        seen = prober.run(rows=(place, channels, times(scale))).at.get(site)
         if not same_shape(seen, base) or seen is None:
             return None
         doubled = columns_close(seen, 2 * base)

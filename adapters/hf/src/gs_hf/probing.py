@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SAMPLES, TOKENS = 2, 16
 TOLERANCE = 1e-4
+Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -50,10 +51,10 @@ class Prober:
 
     def run(
         self,
-        rows: tuple[Place, torch.Tensor] | None = None,
-        restore: dict[str, torch.Tensor] | None = None,
+        rows: tuple[Place, int, Change] | None = None,
+        restore: dict[str, Change] | None = None,
     ) -> Seen:
-        """``rows``: multiply these output rows of a product. ``restore``: divide what arrives at these sites."""
+        """``rows``: change that many output rows of a product. ``restore``: change what arrives at these sites."""
         at: dict[str, torch.Tensor] = {}
         restore = restore or {}
 
@@ -62,12 +63,13 @@ class Prober:
             if site is not None:
                 at.setdefault(site, x.reshape(-1, x.shape[-1]).clone())
                 if site in restore:
-                    x = x / restore[site]
+                    x = restore[site](x)
             y = compute(x)
             if rows is not None and (use.parameter, use.expert) == (rows[0].parameter, rows[0].expert):
-                place, scale = rows
+                place, count, change = rows
                 y = y.clone()
-                y[..., place.start : place.start + len(scale)] *= scale
+                part = y[..., place.start : place.start + count]
+                part.copy_(change(part))
             return y
 
         outputs = self.block.compute(self.tokens, self.previous, on_use)
@@ -95,6 +97,10 @@ def _cut(
         else:
             return tokens, previous
     return tokens[:SAMPLES, :TOKENS], cut
+
+
+def times(scale: torch.Tensor) -> Change:
+    return lambda x: x * scale
 
 
 def same_shape(x: torch.Tensor | None, y: torch.Tensor | None) -> bool:
