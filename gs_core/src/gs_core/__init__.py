@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         CheckpointFormat,
         Finished,
         Fold,
+        FoldTransform,
         Kernel,
         Layer,
         LayerInfo,
@@ -40,8 +41,10 @@ if TYPE_CHECKING:
         Output,
         Request,
         Site,
+        SiteTransform,
         StaticInput,
     )
+    from gs_core.linear_map import LinearMap
     from gs_core.quantized import QuantizedTensor
     from gs_schemas import QuantizationArgs, QuantizationScheme, Recipe, Strict
 
@@ -60,10 +63,12 @@ __all__ = [
     "Evaluation",
     "Finished",
     "Fold",
+    "FoldTransform",
     "GoldenStickError",
     "Kernel",
     "Layer",
     "LayerInfo",
+    "LinearMap",
     "Model",
     "Output",
     "OutputError",
@@ -75,6 +80,7 @@ __all__ = [
     "Recipe",
     "Request",
     "Site",
+    "SiteTransform",
     "StaticInput",
     "Strict",
     "evaluate",
@@ -90,6 +96,7 @@ _HOMES = {
     "gs_core.arrays": ("Array", "namespace"),
     "gs_core.evaluation": ("Evaluation", "evaluate"),
     "gs_core.hookspecs": ("hookimpl",),
+    "gs_core.linear_map": ("LinearMap",),
     "gs_core.quantized": ("QuantizedTensor",),
     "gs_core.errors": tuple(name for name in __all__ if name.endswith("Error")),
 }

@@ -130,6 +130,8 @@ def plan(
     if format is not None:
         resolved = resolved.model_copy(update={"format": format})
     opened = open_source(model, device, adapter)
+    if any(numbers.online is not None for numbers in opened.numbers.values()):
+        raise PlanError([f"{model} leaves transforms to be computed at run time; quantize the model it was made from"])
     return make(resolved, opened.model, opened.adapter, device)
 
 

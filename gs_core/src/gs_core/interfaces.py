@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from gs_core.arrays import Array, RawTensor, device, namespace
+from gs_core.linear_map import LinearMap
 from gs_core.quantized import QuantizedTensor
 from gs_core.storage import Checkpoint, Tensor
 from gs_schemas import QuantizationArgs, QuantizationScheme, Strict
@@ -121,12 +122,15 @@ class Fold:
     channels: how many scales are free.
     index: int ``(features,)``, the producer channel behind each site channel (``None``: one to one). With
         grouped-query attention several site channels share one.
+    head: how many neighbouring channels may be mixed with one another, each such group alike, and not only scaled:
+        the channels of a head's values. 1 where nothing may be mixed.
     """
 
     producer: str
     sites: tuple[str, ...]
     channels: int
     index: np.ndarray | None = None
+    head: int = 1
 
     def expand(self, scale: Array) -> Array:
         """``(channels,)`` to ``(features,)``."""
@@ -154,12 +158,67 @@ class ChannelScale:
     fold: Fold
     scale: Array
 
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return self.fold.sites
 
-Transform = ChannelScale
+    @property
+    def where(self) -> str:
+        return f"{self.fold.producer} → {', '.join(self.fold.sites[:3])}"
+
+
+@dataclass(frozen=True)
+class FoldTransform:
+    """A transform: the producer's output channels go through ``map``, whose ``block`` divides ``fold.head``, and so
+    the activations of ``fold.sites`` do; the weights of their layers go through its inverse transpose."""
+
+    fold: Fold
+    map: LinearMap
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return self.fold.sites
+
+    @property
+    def where(self) -> str:
+        return f"{self.fold.producer} → {', '.join(self.fold.sites[:3])}"
+
+
+@dataclass(frozen=True)
+class SiteTransform:
+    """A transform that is computed when the model runs: activations of ``site`` go through ``map``, the weights of
+    its layers through its inverse transpose. The checkpoint format must hold maps of its ``kind``."""
+
+    site: str
+    map: LinearMap
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return (self.site,)
+
+    @property
+    def where(self) -> str:
+        return self.site
+
+
+Transform = ChannelScale | FoldTransform | SiteTransform
 Batch = tuple[np.ndarray, "Mapping[str, RawTensor] | None"]
 """Token ids, int64 ``(batch, seq_len)``, and what the block before returned for them (None for the first)."""
 OnSite = Callable[[str, Array], "Array | None"]
 """Called with a site's name and its activation; what it returns, unless None, takes the activation's place."""
+
+
+def through(online: Mapping[str, LinearMap], on_site: OnSite | None) -> OnSite | None:
+    """An ``on_site`` that sends activations through their site's map before ``on_site`` sees them."""
+    if not online:
+        return on_site
+
+    def replace(name: str, x: Array) -> Array | None:
+        mapped = online[name].apply(x) if name in online else None
+        seen = None if on_site is None else on_site(name, x if mapped is None else mapped)
+        return mapped if seen is None else seen
+
+    return replace
 
 
 class Block(ABC):
@@ -172,12 +231,15 @@ class Block(ABC):
     index: int
     layers: dict[str, Layer]
     sites: dict[str, Site]
+    online: Mapping[str, LinearMap] = {}
+    """What activations go through when the block runs, by site: set by ``apply``, and by whoever opens a checkpoint
+    whose weights are meant for it. Replaced, never written into."""
 
     @abstractmethod
     def run(
         self, tokens: np.ndarray, previous: Mapping[str, RawTensor] | None, on_site: OnSite | None = None
     ) -> dict[str, Array]:
-        """Compute the block on one batch.
+        """Compute the block on one batch. ``on_site`` sees, and replaces, what the site's map (``online``) made.
 
         tokens: int64 ``(batch, seq_len)``. previous: what the block before returned for the same batch
         (``None`` for the first). Returns named arrays that ``run`` of the next block understands; ``hidden`` is
@@ -275,6 +337,8 @@ class LayerNumbers:
 
     scheme: QuantizationScheme
     inputs: StaticInput | None = None
+    online: LinearMap | None = None
+    """What its input goes through before it is quantized; the stored weight is meant for that."""
 
 
 @dataclass(frozen=True)
@@ -305,6 +369,10 @@ class Accumulator(ABC):
         """Make it as if every ``x`` had been ``x / scale``, ``(features,)``. False when only a second look at
         the data can tell."""
         return False
+
+    def transform(self, map: LinearMap) -> bool:
+        """Make it as if every ``x`` had been ``map.apply(x)``. False when only a second look at the data can tell."""
+        return map.kind == "scale" and map.scale is not None and self.rescale(map.scale)
 
 
 class Adapter(ABC):
@@ -351,6 +419,11 @@ class Algorithm:
         """Whether its tensors come with a ``group_index``. Asked while planning: few formats can hold one."""
         return False
 
+    def leaves_online(self, scheme: QuantizationScheme) -> Mapping[str, str]:
+        """Kinds of maps (``LinearMap.kind``) that it may leave to be computed at run time, each with what to change
+        so that it does not (``set r4: false``). Asked while planning: few formats can hold one."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Output:
@@ -383,6 +456,8 @@ class Finished:
     """Module names of the layers whose modules are spelt otherwise than the checkpoint spells them."""
     caches: Mapping[CacheInfo, QuantizationArgs] = field(default_factory=dict)
     """Args of every cache that is quantized; its ``sites`` are those that are."""
+    online: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """``LinearMap.describe()`` of the map at a layer's site, by layer; layers without one are missing."""
 
 
 class CheckpointFormat:
@@ -392,6 +467,8 @@ class CheckpointFormat:
     """The ``quant_method`` of the ``quantization_config`` it reads; engines know it by that name."""
     holds_group_index: ClassVar[bool] = False
     """Whether it can say that a group's input features are not neighbours."""
+    holds_online: ClassVar[frozenset[str]] = frozenset()
+    """Kinds of maps (``LinearMap.kind``) at sites that it can hold, to be computed at run time."""
 
     def unsupported(self, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:
         """Why it cannot hold this layer so, or ``None``. Asked while planning."""

@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from gs_core import calibration, memory, numerics
 from gs_core.arrays import RawTensor
 from gs_core.errors import CheckpointError
-from gs_core.interfaces import Block, CacheNumbers, Finished, Layer, Output, StaticInput
+from gs_core.interfaces import Block, CacheNumbers, Finished, Layer, Output, SiteTransform, StaticInput, Transform
 from gs_core.journal import Activations, Journal
 from gs_core.planning import CacheRow, Plan, Row
 from gs_core.proving import apply_proved
@@ -115,9 +116,14 @@ class _Line:
             _check_weight(layer)
         watch = Watch(self.stages, block, self.rows, self._data, len(self.batches), self.caches)
         if self.batches:
+            smoothing = self._algorithms("smooth")
+            blind = list(takewhile(lambda name: not implements(self.plan.algorithms[name], "observe"), smoothing))
+            for name in blind:  # nothing need be seen for these, and what is seen after them is right at once
+                self._smooth(name, block, quantizing, watch)
             self._stage("observe")
             watch.run()
-            self._smooth(block, quantizing, watch)
+            for name in smoothing[len(blind) :]:
+                self._smooth(name, block, quantizing, watch)
         static = {name: site.static_input() for name, site in watch.sites.items()}
         caches = watch.static_caches()
         self._quantize(block, quantizing, watch, static)
@@ -155,20 +161,29 @@ class _Line:
         named = [n for row in self.rows.values() for n in row.algorithms]
         return [n for n in self.plan.algorithms if n in named and implements(self.plan.algorithms[n], hook)]
 
-    def _smooth(self, block: Block, layers: Sequence[Layer], watch: Watch) -> None:
-        for name in self._algorithms("smooth"):
-            self._stage("smooth")
-            mine = [layer for layer in layers if name in self.rows[layer.name].algorithms]
-            transforms = self.stages.smooth(name, block, mine, watch.observed(name))
-            if not transforms:
-                self.outcome.notes.append(f"{block.name}: {name} found nowhere to fold a scale")
-            applied, dropped = apply_proved(block, transforms, next(self._data()))
-            for transform in applied:
-                watch.rescale(transform)
-            watch.renew_caches(applied)
-            for transform, why in dropped:
-                where = f"{transform.fold.producer} → {', '.join(transform.fold.sites[:3])}"
-                self.outcome.notes.append(f"{block.name}: {name} at {where} was dropped: {why}")
+    def _smooth(self, name: str, block: Block, layers: Sequence[Layer], watch: Watch) -> None:
+        self._stage("smooth")
+        mine = [layer for layer in layers if name in self.rows[layer.name].algorithms]
+        transforms = self.stages.smooth(name, block, mine, watch.observed(name))
+        if not transforms:
+            self.outcome.notes.append(f"{block.name}: {name} found nowhere to fold a scale")
+        refused = [(t, why) for t in transforms if (why := self._refusal(block, t))]
+        possible = [t for t in transforms if not self._refusal(block, t)]
+        applied, dropped = apply_proved(block, possible, next(self._data()))
+        for transform in applied:
+            watch.account(transform)
+        watch.renew_caches(applied)
+        for transform, why in [*refused, *dropped]:
+            self.outcome.notes.append(f"{block.name}: {name} at {transform.where} was dropped: {why}")
+
+    def _refusal(self, block: Block, transform: Transform) -> str | None:
+        """Why the checkpoint could not say it."""
+        if not isinstance(transform, SiteTransform):
+            return None
+        if transform.map.kind not in self.plan.format.holds_online:
+            return f"this checkpoint format holds no {transform.map.kind} to be computed at run time"
+        floating = [n for n in block.sites[transform.site].layers if self.rows[n].scheme is None]
+        return f"{', '.join(floating)} shares the input and stays in floating point" if floating else None
 
     def _quantize(
         self, block: Block, layers: Sequence[Layer], watch: Watch, static: Mapping[str, StaticInput | None]
@@ -181,9 +196,11 @@ class _Line:
             tensors = self.stages.quantize(name, block, mine, watch.observed(name))
             self._stage("pack")
             for layer in mine:
-                self._pack(layer, tensors[layer.name], watch, static.get(layer.site))
+                self._pack(block, layer, tensors[layer.name], watch, static.get(layer.site))
 
-    def _pack(self, layer: Layer, tensor: QuantizedTensor, watch: Watch, static: StaticInput | None) -> None:
+    def _pack(
+        self, block: Block, layer: Layer, tensor: QuantizedTensor, watch: Watch, static: StaticInput | None
+    ) -> None:
         rounded = numerics.dequantize(tensor)
         site = watch.sites.get(layer.site)
         unseen = bool(self.batches) and (site is None or not site.tokens)
@@ -204,7 +221,8 @@ class _Line:
                 "give more or other calibration data, or an override with dynamic activations"
             )
         layout = self.plan.format.layout(layer.scheme)
-        arrays = self.stages.pack(self.plan.recipe.format, tensor, static, layout)
+        online = block.online.get(layer.site)
+        arrays = self.stages.pack(self.plan.recipe.format, tensor, static, layout, online)
         self.outcome.packed += [(f"{layer.name}.{suffix}", array) for suffix, array in arrays.items()]
         self.outcome.layers.append(
             {
@@ -216,6 +234,7 @@ class _Line:
                 "error_of": of,
                 "tokens": site.tokens if site else 0,
             }
+            | ({} if online is None else {"online": online.describe()})
         )
 
     def _propagate(
@@ -278,4 +297,5 @@ def _finished(plan: Plan, journal: Journal) -> Finished:
     kept = [row.layer.name for row in plan.rows if row.scheme is None] + list(plan.model.kept)
     aliases = {row.layer.name: row.layer.alias for row in plan.rows if row.layer.alias}
     caches = {row.cache: row.args for row in plan.caches if row.args}
-    return Finished(plan.model.config(), schemes, kept, plan.model.files(), shards, aliases, caches)
+    online = {row["layer"]: row["online"] for record in journal.records for row in record["layers"] if "online" in row}
+    return Finished(plan.model.config(), schemes, kept, plan.model.files(), shards, aliases, caches, online)

@@ -59,10 +59,12 @@ class Plan:
 
     @property
     def needs_data(self) -> bool:
-        """Whether the model has to run: an algorithm observes, or the scale of an activation or a cache is static."""
-        observing = any(implements(self.algorithms[name], "observe") for row in self.rows for name in row.algorithms)
+        """Whether the model has to run: an algorithm observes or transforms, or the scale of an activation or a cache
+        is static."""
+        named = {name for row in self.rows for name in row.algorithms}
+        running = any(implements(self.algorithms[name], hook) for name in named for hook in ("observe", "smooth"))
         static = any(static_inputs(row.scheme) for row in self.rows)
-        return observing or static or any(row.args and not row.args.dynamic for row in self.caches)
+        return running or static or any(row.args and not row.args.dynamic for row in self.caches)
 
     def table(self) -> list[dict[str, Any]]:
         """The rows as plain data, in the order of execution, then kept modules, then caches."""
@@ -279,6 +281,12 @@ def _objections(
                 f"algorithm '{name}' would group input features that are not neighbours, which this checkpoint "
                 "format cannot hold; for gptq set static_groups: true"
             )
+        for kind, fix in algorithm.leaves_online(scheme).items():
+            if kind not in checkpoint_format.holds_online:
+                found.append(
+                    f"algorithm '{name}' may leave a {kind} of activations to be computed at run time, which this "
+                    f"checkpoint format cannot hold; {fix}"
+                )
     why = checkpoint_format.unsupported(layer, scheme)
     if why:
         found.append(why)

@@ -7,7 +7,18 @@ from typing import Any
 from gs_core import numerics
 from gs_core.arrays import Array, astype, namespace
 from gs_core.errors import CalibrationError, PluginError
-from gs_core.interfaces import Accumulator, Batch, Block, ChannelScale, Layer, OnSite, Site, StaticInput
+from gs_core.interfaces import (
+    Accumulator,
+    Batch,
+    Block,
+    ChannelScale,
+    Layer,
+    OnSite,
+    Site,
+    SiteTransform,
+    StaticInput,
+    Transform,
+)
 from gs_core.observers import Limits, Sample, limits_of, static_input
 from gs_core.planning import CacheRow, Row, static_inputs
 from gs_core.stages import Stages, implements
@@ -114,27 +125,28 @@ class Watch:
             if algorithm in watch.by_algorithm and watch.tokens
         }
 
-    def rescale(self, transform: ChannelScale) -> None:
-        """Account for a transform that was applied: rescale what was observed, or observe it again."""
-        scale = transform.fold.expand(transform.scale)
+    def account(self, transform: Transform) -> None:
+        """Account for a transform that was applied: rewrite what was observed, or observe it again."""
         again = {}
-        for name in transform.fold.sites:
+        for name in transform.sites:
             watch = self.sites.get(name)
             if watch is None or not watch.tokens:
                 continue
-            if not all(accumulator.rescale(scale) for accumulator in watch.accumulators()):
+            if not all(_rewrite(accumulator, transform) for accumulator in watch.accumulators()):
                 fresh = self._listeners(watch.site)
                 assert fresh is not None
                 again[name] = self.sites[name] = fresh
         if again:
             self._pass(again)
 
-    def renew_caches(self, transforms: Iterable[ChannelScale]) -> None:
+    def renew_caches(self, transforms: Iterable[Transform]) -> None:
         """Observe again the caches whose values some transforms have changed: those that lie between the layer that
         absorbed a scale and the sites that see it."""
         order = list(self.block.sites)
         again = {}
         for transform in transforms:
+            if isinstance(transform, SiteTransform):
+                continue
             producer: Layer | None = self.block.layers.get(transform.fold.producer)
             if producer is None:  # a norm: what its scale changes, the layers after it undo
                 continue
@@ -164,6 +176,12 @@ class Watch:
                 raise PluginError(f"'{row.algorithm}' found {static!r:.120} for {name}; expected a StaticInput")
             found[name] = static
         return found
+
+
+def _rewrite(accumulator: Accumulator, transform: Transform) -> bool:
+    if isinstance(transform, ChannelScale):
+        return accumulator.rescale(transform.fold.expand(transform.scale))
+    return accumulator.transform(transform.map)
 
 
 Cached = tuple[Site, QuantizationArgs, StaticInput | None]

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from gs_core import Block, ChannelScale, Fold, Layer, LayerInfo, Site
+from gs_core import Block, Fold, Layer, LayerInfo, Site
 from gs_core.arrays import RawTensor, astype, to_raw
-from gs_core.interfaces import Batch, OnSite
+from gs_core.interfaces import Batch, OnSite, Transform, through
 from gs_core.storage import Tensor
-from gs_hf.applying import fold
+from gs_hf.applying import apply
 from gs_hf.caches import OnCache, listening
 from gs_hf.folding import find_folds
 from gs_hf.naming import Place
@@ -76,7 +76,7 @@ class HFBlock(Block):
     def run(
         self, tokens: np.ndarray, previous: Mapping[str, RawTensor] | None, on_site: OnSite | None = None
     ) -> dict[str, torch.Tensor]:
-        taken = take_up(previous, self.model.device)
+        taken, on_site = take_up(previous, self.model.device), through(self.online, on_site)
         if on_site is None:
             return self.compute(tokens, taken)
         return self.compute(tokens, taken, self._listener(on_site), self._cache_listener(on_site))
@@ -144,8 +144,8 @@ class HFBlock(Block):
     def folds(self) -> Sequence[Fold]:
         return () if self._probe is None else find_folds(self, self._probe)
 
-    def apply(self, transform: ChannelScale) -> tuple[ChannelScale, Callable[[], None]]:
-        return fold(self, transform)
+    def apply(self, transform: Transform) -> tuple[Transform, Callable[[], None]]:
+        return apply(self, transform)
 
     def stored_dtype(self, parameter: str) -> str:
         return self.model.checkpoint[self.model.naming.by_parameter[parameter][0].source].dtype

@@ -25,6 +25,7 @@ from gs_core.interfaces import (
     Site,
     StaticInput,
 )
+from gs_core.linear_map import LinearMap
 from gs_core.quantized import QuantizedTensor
 from gs_core.storage import INDEX, Checkpoint, DerivedTensor, copy_file, write_json, write_safetensors
 from gs_schemas import QuantizationArgs, QuantizationScheme
@@ -74,12 +75,17 @@ class Plain(CheckpointFormat):
     """Codes, scales and zero points as they are; the scheme of every layer in ``config.json``."""
 
     quant_method = "plain"
+    holds_online = frozenset({"scale", "rotation", "kronecker"})
 
     @hookimpl
-    def pack(self, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str) -> dict[str, Array]:
+    def pack(
+        self, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str, online: LinearMap | None
+    ) -> dict[str, Array]:
         arrays = {"codes": tensor.codes, "scale": tensor.scale, "zero_point": tensor.zero_point}
         if inputs is not None:
             arrays |= {"input_scale": inputs.scale, "input_zero_point": inputs.zero_point}
+        if online is not None:
+            arrays |= {f"online_{name}": array for name, array in online.arrays().items()}
         return {name: array for name, array in arrays.items() if array is not None}
 
     @hookimpl
@@ -101,6 +107,7 @@ class Plain(CheckpointFormat):
             "layers": schemes,
             "kept": list(final.kept),
             "caches": caches,
+            "online": dict(final.online),
         }
         write_json(output.folder / "config.json", final.config | {"quantization_config": quantization})
         for file in final.files:
@@ -114,7 +121,11 @@ class Plain(CheckpointFormat):
         schemes = {layer: QuantizationScheme.model_validate(scheme) for layer, scheme in layers.items()}
         packed = [name for name in checkpoint.tensors if name.rpartition(".")[0] in schemes or ".cached_" in name]
         weights = {f"{layer}.weight": _weight(checkpoint, layer, scheme) for layer, scheme in schemes.items()}
-        numbers = {layer: LayerNumbers(scheme, _inputs(checkpoint, layer)) for layer, scheme in schemes.items()}
+        online = {n: _online(checkpoint, n, d) for n, d in config["quantization_config"].get("online", {}).items()}
+        numbers = {
+            layer: LayerNumbers(scheme, _inputs(checkpoint, layer), online.get(layer))
+            for layer, scheme in schemes.items()
+        }
         return checkpoint.replacing(packed, weights), numbers
 
     def unsupported_cache(self, cache: CacheInfo, args: QuantizationArgs) -> str | None:
@@ -160,6 +171,12 @@ def _inputs(checkpoint: Checkpoint, layer: str) -> StaticInput | None:
 def _static(checkpoint: Checkpoint, prefix: str) -> StaticInput | None:
     scale, zero_point = (_array(checkpoint, f"{prefix}{part}") for part in ("scale", "zero_point"))
     return None if scale is None else StaticInput(scale, zero_point)
+
+
+def _online(checkpoint: Checkpoint, layer: str, description: Mapping[str, Any]) -> LinearMap:
+    prefix = f"{layer}.online_"
+    names = [name for name in checkpoint.tensors if name.startswith(prefix)]
+    return LinearMap.restore(description, {n.removeprefix(prefix): from_raw(checkpoint[n].read()) for n in names})
 
 
 def _array(checkpoint: Checkpoint, name: str) -> np.ndarray | None:

@@ -27,11 +27,14 @@ from gs_core.interfaces import (
     CacheInfo,
     ChannelScale,
     Fold,
+    FoldTransform,
     Layer,
     LayerInfo,
     Model,
     OnSite,
     Site,
+    Transform,
+    through,
 )
 from gs_core.storage import Checkpoint, Tensor
 from gs_core.testing.toy_files import CONFIG, MODEL_TYPE, ToyConfig, read_config
@@ -179,11 +182,13 @@ class ToyBlock(Block):
     ) -> dict[str, Array]:
         x = self.model.read("embed.weight")[tokens] if previous is None else from_raw(previous["hidden"])
 
+        listener = through(self.online, on_site)
+
         def arrives(at: str, activation: np.ndarray) -> np.ndarray:
-            if on_site is None:
+            if listener is None:
                 return activation
             flat = activation.reshape(-1, activation.shape[-1])
-            answer = on_site(f"{self.name}.{at}", self.model.asarray(flat))
+            answer = listener(f"{self.name}.{at}", self.model.asarray(flat))
             return activation if answer is None else to_float32(answer).reshape(activation.shape)
 
         def product(layer: str, activation: np.ndarray) -> np.ndarray:
@@ -205,13 +210,31 @@ class ToyBlock(Block):
         shared = np.repeat(values, shape.heads // shape.kv_heads, axis=1).reshape(-1)
         return [
             Fold(f"{name}.attention_norm", (f"{name}.q.input",), shape.hidden),
-            Fold(f"{name}.v", (f"{name}.o.input",), shape.values, shared),
+            Fold(f"{name}.v", (f"{name}.o.input",), shape.values, shared, shape.head),
             Fold(f"{name}.mlp_norm", (f"{name}.gate.input",), shape.hidden),
             Fold(f"{name}.up", (f"{name}.down.input",), shape.intermediate),
         ]
 
-    def apply(self, transform: ChannelScale) -> tuple[ChannelScale, Callable[[], None]]:
-        fold, scale, kept = transform.fold, to_float32(transform.scale), (self.weights, self.changed)
+    def apply(self, transform: Transform) -> tuple[Transform, Callable[[], None]]:
+        kept = (self.weights, self.changed, self.online)
+        behind = [site for site in transform.sites if site in self.online]
+        if behind:
+            raise ValueError(f"{behind[0]} has a map that is computed at run time; transform it before that")
+        if isinstance(transform, ChannelScale):
+            transform = self._scale(transform)
+        elif isinstance(transform, FoldTransform):
+            self._fold(transform)
+        else:
+            self.online = {**self.online, transform.site: transform.map}
+            self._feed(transform.sites, transform.map.inverse_transpose.apply)
+
+        def undo() -> None:
+            self.weights, self.changed, self.online = kept
+
+        return transform, undo
+
+    def _scale(self, transform: ChannelScale) -> ChannelScale:
+        fold, scale = transform.fold, to_float32(transform.scale)
         producer = f"{fold.producer}.weight"
         weight = self.read(producer)
         if weight.ndim == 1:
@@ -223,13 +246,20 @@ class ToyBlock(Block):
         else:
             new = weight / scale[:, None]
         self.write(producer, new)
-        for layer in (layer for site in fold.sites for layer in self.sites[site].layers):
-            self.write(f"{layer}.weight", self.read(f"{layer}.weight") * fold.expand(scale))
+        self._feed(fold.sites, lambda weight: weight * fold.expand(scale))
+        return ChannelScale(fold, self.model.asarray(scale))
 
-        def undo() -> None:
-            self.weights, self.changed = kept
+    def _fold(self, transform: FoldTransform) -> None:
+        fold, producer = transform.fold, f"{transform.fold.producer}.weight"
+        if fold.head % transform.map.block:
+            raise ValueError(f"{fold.producer}: its channels mix in {fold.head}s, not in {transform.map.block}s")
+        self.write(producer, np.ascontiguousarray(transform.map.apply(self.read(producer).T).T))
+        self._feed(fold.sites, transform.map.inverse_transpose.apply)
 
-        return ChannelScale(fold, self.model.asarray(scale)), undo
+    def _feed(self, sites: Sequence[str], change: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Change the input features of the weights at these sites."""
+        for layer in (layer for site in sites for layer in self.sites[site].layers):
+            self.write(f"{layer}.weight", change(self.read(f"{layer}.weight")))
 
     # --- writing ---------------------------------------------------------------------------------------------
 
