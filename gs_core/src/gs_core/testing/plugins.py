@@ -23,6 +23,7 @@ from gs_core.interfaces import (
     LayerNumbers,
     Output,
     Site,
+    SiteKind,
     StaticInput,
 )
 from gs_core.linear_map import LinearMap
@@ -69,6 +70,36 @@ class Levelling(Algorithm):
         largest = fold.reduce_max([observed[site] for site in fold.sites if site in observed])
         xp = namespace(largest)
         return xp.sqrt(xp.where(largest > 0, largest, xp.ones_like(largest)))
+
+
+class Widest(Accumulator):
+    """One scale for the largest magnitude of what is cached."""
+
+    def __init__(self, site: Site, args: QuantizationArgs):
+        self.maxima, self.site, self.args = Maxima(), site, args
+
+    def update(self, x: Array) -> None:
+        self.maxima.update(x)
+
+    def result(self) -> StaticInput:
+        largest, dtype = self.maxima.result(), numerics.scale_dtype(self.args, self.site.dtype)
+        return StaticInput(*numerics.cache_params(-largest, largest, None, self.site.heads, self.args, dtype))
+
+
+class Caching(Algorithm):
+    """Keys and values under the widest scale."""
+
+    @property
+    def kinds(self) -> tuple[SiteKind, ...]:
+        return ("key", "value")
+
+    def unsupported_cache(self, cache: CacheInfo, args: QuantizationArgs) -> str | None:
+        return None if args.symmetric and args.observer == "minmax" else "it knows magnitudes alone"
+
+    @hookimpl
+    def observe(self, site: Site, scheme: QuantizationScheme) -> Accumulator | None:
+        args = scheme.kv_cache
+        return Widest(site, args) if args is not None and not args.dynamic else None
 
 
 class Plain(CheckpointFormat):
