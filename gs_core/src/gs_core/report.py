@@ -43,6 +43,7 @@ def write(plan: Plan, journal: Journal, tokens: np.ndarray | None, files: list[s
         "schemes": dict(Counter(row["scheme"] for row in layers)),
         "kept_in_float": [row for row in plan.table() if row["scheme"] == "float"],
         "layers": layers,
+        "records": [facts for record in journal.records for facts in record["records"]],
         "notes": [*plan.warnings, *(note for record in journal.records for note in record["notes"])],
         "files": sorted({*weights, *files, REPORT}),
         "run": {

@@ -1,6 +1,6 @@
 """Observing a block: one pass over the calibration data while every observer of every site listens."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,6 @@ from gs_core.observers import Range, Sample, static_input
 from gs_core.planning import Row, static_inputs
 from gs_core.stages import Stages, implements
 from gs_schemas import QuantizationScheme
-
-Batches = Callable[[], Iterable[Batch]]
-"""The calibration data from its start."""
 
 
 @dataclass
@@ -48,8 +45,9 @@ class Watch:
     stages: Stages
     block: Block
     rows: Mapping[str, Row]
-    batches: Batches
-    count: int
+    batches: Sequence[Batch]
+    floats: Sequence[Batch] = ()
+    """The same batches, no block before quantized: for accumulators of pairs."""
     sites: dict[str, SiteWatch] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -76,23 +74,39 @@ class Watch:
             site,
             scheme,
             {name: accumulator for name, accumulator in asked.items() if accumulator is not None},
-            Sample(self.count),
+            Sample(len(self.batches)),
             Range() if static else None,
             rows[0].layer.dtype,
         )
 
     def _pass(self, sites: Mapping[str, SiteWatch]) -> None:
+        paired = {name for name, watch in sites.items() if any(a.paired for a in watch.accumulators())}
+        beside: dict[str, list[Array]] = {}
+
+        def remember(name: str, x: Array) -> None:
+            if name in paired:
+                beside.setdefault(name, []).append(namespace(x).asarray(x, copy=True))
+
         def listen(name: str, x: Array) -> None:
             watch = sites.get(name)
             if watch is None or x.shape[0] == 0:
                 return
             check_finite(x, f"{self.block.name}: the activation entering {', '.join(watch.site.layers)}")
             watch.tokens += int(x.shape[0])
+            unquantized = beside[name].pop(0) if beside.get(name) else None
+            if unquantized is not None and unquantized.shape != x.shape:
+                unquantized = None
             for accumulator in watch.accumulators():
-                accumulator.update(x)
+                if accumulator.paired:
+                    accumulator.update_pair(x, unquantized)
+                else:
+                    accumulator.update(x)
 
-        for tokens, previous in self.batches():
-            self.block.run(tokens, previous, listen)
+        for number, batch in enumerate(self.batches):
+            beside.clear()
+            if paired and self.floats:
+                self.block.run(*self.floats[number], remember)
+            self.block.run(*batch, listen)
 
     def observed(self, algorithm: str) -> dict[str, Any]:
         """What one algorithm's own accumulators found, by site; sites that no token reached are missing."""
@@ -101,6 +115,24 @@ class Watch:
             for name, watch in self.sites.items()
             if algorithm in watch.by_algorithm and watch.tokens
         }
+
+    def as_seen(self) -> OnSite:
+        """An ``on_site`` that makes the block's activations what an engine will see, by what was observed so far."""
+        known: dict[str, OnSite] = {}
+
+        def replace(name: str, x: Array) -> Array | None:
+            if name not in known:
+                known[name] = fake_quantizer(self._numbers(name))
+            return known[name](name, x)
+
+        return replace
+
+    def _numbers(self, name: str) -> dict[str, tuple[QuantizationScheme, StaticInput | None]]:
+        schemes = [self.rows[layer].scheme for layer in self.block.sites[name].layers]
+        # A site that feeds layers of different activation schemes stays float here: only one of them differs.
+        if schemes[0] is None or any(s is None or s.inputs != schemes[0].inputs for s in schemes):
+            return {}
+        return {name: (schemes[0], self.sites[name].static_input() if name in self.sites else None)}
 
     def rescale(self, transform: ChannelScale) -> None:
         """Account for a transform that was applied: rescale what was observed, or observe it again."""

@@ -12,7 +12,7 @@ from gs_core.interfaces import Batch, OnSite
 from gs_core.storage import Tensor
 from gs_hf.applying import fold
 from gs_hf.folding import find_folds
-from gs_hf.naming import Place
+from gs_hf.naming import Place, layer_name
 from gs_hf.running import take_up
 from gs_hf.watch import OnUse, Use, Watch, identity
 
@@ -73,23 +73,33 @@ class HFBlock(Block):
     # --- running ---------------------------------------------------------------------------------------------
 
     def run(
-        self, tokens: np.ndarray, previous: Mapping[str, RawTensor] | None, on_site: OnSite | None = None
+        self,
+        tokens: np.ndarray,
+        previous: Mapping[str, RawTensor] | None,
+        on_site: OnSite | None = None,
+        weights: Mapping[str, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
-        return self.compute(tokens, take_up(previous, self.model.device), self._listener(on_site))
+        before = take_up(previous, self.model.device)
+        return self.compute(tokens, before, self._listener(on_site, weights or {}), weights is not None)
 
     def compute(
-        self, tokens: np.ndarray, previous: dict[str, torch.Tensor] | None, on_use: OnUse | None = None
+        self,
+        tokens: np.ndarray,
+        previous: dict[str, torch.Tensor] | None,
+        on_use: OnUse | None = None,
+        gradient: bool = False,
     ) -> dict[str, torch.Tensor]:
         runner = self.model.runner
         assert runner is not None, "the block was opened without weights"
         if on_use is None:
-            return runner.block(self.index, tokens, previous)
+            return runner.block(self.index, tokens, previous, gradient)
         with Watch(self.parameters, on_use):
-            return runner.block(self.index, tokens, previous)
+            return runner.block(self.index, tokens, previous, gradient)
 
-    def _listener(self, on_site: OnSite | None) -> OnUse | None:
-        """Call ``on_site`` once for each tensor that arrives at a site, however many layers it feeds."""
-        if on_site is None:
+    def _listener(self, on_site: OnSite | None, weights: Mapping[str, torch.Tensor]) -> OnUse | None:
+        """Call ``on_site`` once for each tensor that arrives at a site, however many layers it feeds, and multiply by
+        the given weights."""
+        if on_site is None and not weights:
             return None
         last: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -97,14 +107,28 @@ class HFBlock(Block):
             site = self.model.found.site_of.get((use.parameter, use.expert))
             if site is None or site not in self.sites:
                 return compute(x)
+            other = self._stand_in(use, weights)
+            if on_site is None:
+                return compute(x, other)
             seen = last.get(site)
             if seen is None or identity(seen[0]) != identity(x):
                 flat = x.reshape(-1, x.shape[-1])
                 replaced = on_site(site, flat)
                 seen = last[site] = (x, flat if replaced is None else replaced)
-            return compute(seen[1].reshape(x.shape))
+            return compute(seen[1].reshape(x.shape), other)
 
         return on_use
+
+    def _stand_in(self, use: Use, weights: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        """The matrix of a product with the given weights in it; None when none of them is."""
+        places = [p for p in self.model.naming.by_parameter[use.parameter] if p.expert == use.expert]
+        if not any(layer_name(place) in weights for place in places):
+            return None
+        pieces = [
+            place.of_source(weights[name]) if (name := layer_name(place)) in weights else self.piece(place)
+            for place in sorted(places, key=lambda place: place.start)
+        ]
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
     # --- transforms ------------------------------------------------------------------------------------------
 
