@@ -18,7 +18,6 @@ from gs_core.interfaces import Adapter, CacheNumbers, CheckpointFormat, LayerNum
 from gs_core.journal import Journal
 from gs_core.planning import Plan, load_format, make
 from gs_core.report import Report
-from gs_core.stages import implements
 from gs_core.storage import Checkpoint
 from gs_schemas import Recipe, SchemaError, unknown
 
@@ -180,8 +179,8 @@ def _tokens(made: Plan, data: str | Path | np.ndarray | None, samples: int | Non
     asked = made.recipe.calibration
     source = data if data is not None else asked.data
     if source is None:
-        needing = [n for n, a in made.algorithms.items() if implements(a, "observe")]
-        why = f"{', '.join(needing)} needs" if needing else "static activations need"
+        needing = ", ".join(made.needing_data)
+        why = f"{needing} needs" if needing else "static activations need"
         raise PlanError([f"{why} calibration data: pass --calibration PATH, or set calibration.data in the recipe"])
     samples, seq_len = samples or asked.samples, seq_len or asked.seq_len
     limit = made.model.max_tokens()

@@ -237,13 +237,19 @@ class Block(ABC):
 
     @abstractmethod
     def run(
-        self, tokens: np.ndarray, previous: Mapping[str, RawTensor] | None, on_site: OnSite | None = None
+        self,
+        tokens: np.ndarray,
+        previous: Mapping[str, RawTensor] | None,
+        on_site: OnSite | None = None,
+        weights: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
         """Compute the block on one batch. ``on_site`` sees, and replaces, what the site's map (``online``) made.
 
         tokens: int64 ``(batch, seq_len)``. previous: what the block before returned for the same batch
-        (``None`` for the first). Returns named arrays that ``run`` of the next block understands; ``hidden`` is
-        the residual stream, ``(batch, seq_len, hidden)``.
+        (``None`` for the first). weights: ``(out, in)`` float32 in place of layers' own, by layer name; when they
+        are given, even none, automatic differentiation follows the run wherever ``Model.differentiates``.
+        Returns named arrays that ``run`` of the next block understands; ``hidden`` is the residual stream,
+        ``(batch, seq_len, hidden)``.
         """
 
     def folds(self) -> Sequence[Fold]:
@@ -268,6 +274,8 @@ class Model(ABC):
     layers: list[LayerInfo]
     warnings: Sequence[str] = ()
     """What a user should know about how it was opened."""
+    differentiates: bool = False
+    """Whether its blocks compute with torch tensors that autograd can follow."""
     kept: dict[str, str]
     """Modules that could be mistaken for layers but stay in floating point: name, and why."""
     caches: Sequence[CacheInfo] = ()
@@ -356,9 +364,17 @@ class CacheNumbers:
 class Accumulator(ABC):
     """Collects one statistic of one site over the batches."""
 
+    paired: ClassVar[bool] = False
+    """Whether it takes in pairs. Its algorithm must say that it needs the float stream."""
+
     @abstractmethod
     def update(self, x: Array) -> None:
         """Take in ``(tokens, features)`` in float32."""
+
+    def update_pair(self, x: Array, unquantized: Array | None) -> None:
+        """Where ``paired``, called instead of ``update``: beside ``x`` what the same tokens are when no block before
+        was quantized, of the same shape; None where they are not the same tokens (experts chosen otherwise)."""
+        self.update(x)
 
     @abstractmethod
     def result(self) -> Any:
@@ -391,6 +407,35 @@ class Adapter(ABC):
         folder is opened with its weights dequantized). Raises ``CheckpointError``."""
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What an algorithm must be given beside the weights.
+
+    data: the model has to run on calibration data. gradient: blocks that can be differentiated.
+    float_stream: what reaches a block, and leaves it, when nothing was quantized; a second set of activations on disk.
+    """
+
+    data: bool = False
+    gradient: bool = False
+    float_stream: bool = False
+
+
+@dataclass(frozen=True)
+class Data:
+    """The calibration data of one block. Batches are read from disk when they are asked for.
+
+    batches: what reaches the block, the blocks before it quantized. Empty where the run needs no data.
+    floats: the same batches, no block quantized; targets: what the float block returns for ``floats``, as ``run``
+        returned it. Both empty unless the algorithm needs the float stream.
+    as_seen: makes the block's activations what an engine will see under its scheme. Not to be differentiated.
+    """
+
+    batches: Sequence[Batch] = ()
+    floats: Sequence[Batch] = ()
+    targets: Sequence[Mapping[str, RawTensor]] = ()
+    as_seen: OnSite = lambda name, x: None
+
+
 class Algorithm:
     """A stage plugin: implements some of ``observe``, ``smooth`` and ``quantize`` with ``@hookimpl``.
 
@@ -414,6 +459,10 @@ class Algorithm:
     def unsupported_cache(self, cache: CacheInfo, args: QuantizationArgs) -> str | None:
         """Why it cannot treat this cache so, or ``None``. Asked while planning."""
         return None
+
+    def needs(self, scheme: QuantizationScheme) -> Needs:
+        """What it needs for layers of this scheme. Asked while planning; by default data, when it observes."""
+        return Needs(data=hasattr(self, "observe"))
 
     def scatters(self, scheme: QuantizationScheme) -> bool:
         """Whether its tensors come with a ``group_index``. Asked while planning: few formats can hold one."""

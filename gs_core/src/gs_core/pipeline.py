@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -12,15 +12,28 @@ import numpy as np
 from gs_core import calibration, memory, numerics
 from gs_core.arrays import RawTensor
 from gs_core.errors import CheckpointError
-from gs_core.interfaces import Block, CacheNumbers, Finished, Layer, Output, SiteTransform, StaticInput, Transform
+from gs_core.hookspecs import Record
+from gs_core.interfaces import (
+    Batch,
+    Block,
+    CacheNumbers,
+    Data,
+    Finished,
+    Layer,
+    OnSite,
+    Output,
+    SiteTransform,
+    StaticInput,
+    Transform,
+)
 from gs_core.journal import Activations, Journal
 from gs_core.planning import CacheRow, Plan, Row
 from gs_core.proving import apply_proved
 from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Stages, implements
 from gs_core.storage import StoredTensor, Tensor, read_header
-from gs_core.watching import Cached, Watch, fake_quantizer, is_finite, relative_error
-from gs_schemas import QuantizationScheme
+from gs_core.streams import FLOAT, Arriving, Returned
+from gs_core.watching import Watch, fake_quantizer, is_finite, relative_error
 
 SHARD_BYTES = 5 * 10**9
 
@@ -36,6 +49,7 @@ class Outcome:
     layers: list[dict[str, Any]] = field(default_factory=list)
     caches: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
 
 
 def run(
@@ -66,7 +80,8 @@ def run(
         gc.collect()  # what a framework keeps in cycles would add up until the collector thinks of it
         memory.release()
         if index:
-            Activations(journal, index - 1).discard()
+            for stream in ("", FLOAT):
+                Activations(journal, index - 1, stream).discard()
     for part in range(max(blocks, len(journal.records)), parts):
         progress("export", blocks, blocks)
         files = stages.export(plan.recipe.format, Output(journal.out, part, parts, outside[part - blocks]))
@@ -93,19 +108,30 @@ class _Line:
         }
         self.outcome = Outcome()
         self._progress = progress
+        self._float_stream = plan.needs_float_stream and bool(batches)
 
     def _stage(self, name: str) -> None:
         memory.release()
         self._progress(name, self.index, len(self.plan.model.blocks))
 
-    def _data(self) -> Iterator[tuple[np.ndarray, Mapping[str, RawTensor] | None]]:
-        before = Activations(self.journal, self.index - 1) if self.index else None
-        for number, tokens in enumerate(self.batches):
-            yield tokens, before.read(number) if before else None
+    def _data(self, stream: str = "") -> Sequence[Batch]:
+        return Arriving(self.journal, self.index, self.batches, stream)
+
+    def _all_data(self, watch: Watch) -> Data:
+        if not self._float_stream:
+            return Data(self._data(), as_seen=watch.as_seen())
+        targets = Returned(self.journal, self.index, len(self.batches), FLOAT)
+        return Data(self._data(), self._data(FLOAT), targets, watch.as_seen())
+
+    def _recorder(self, block: Block, algorithm: str) -> Record:
+        def record(**facts: Any) -> None:
+            self.outcome.records.append({"block": block.name, "algorithm": algorithm, **facts})
+
+        return record
 
     def run(self) -> Outcome:
         self._stage("load")
-        block = self.plan.model.block(self.index, next(self._data(), None))
+        block = self.plan.model.block(self.index, next(iter(self._data()), None))
         quantizing = []
         for name, row in self.rows.items():
             if row.scheme is not None:
@@ -114,7 +140,11 @@ class _Line:
                 quantizing.append(layer)
         for layer in quantizing:
             _check_weight(layer)
-        watch = Watch(self.stages, block, self.rows, self._data, len(self.batches), self.caches)
+        if self._float_stream:
+            self._stage("propagate")
+            self._propagate(block, None, FLOAT)
+        floats = self._data(FLOAT) if self._float_stream else ()
+        watch = Watch(self.stages, block, self.rows, self._data(), floats, self.caches)
         if self.batches:
             smoothing = self._algorithms("smooth")
             blind = list(takewhile(lambda name: not implements(self.plan.algorithms[name], "observe"), smoothing))
@@ -130,7 +160,7 @@ class _Line:
         self._pack_caches(watch, caches)
         if self.batches and self.index + 1 < len(self.plan.model.blocks):
             self._stage("propagate")
-            self._propagate(block, static, caches)
+            self._propagate(block, watch.as_seen())
         self.outcome.packed += block.rest({layer.name for layer in quantizing})
         return self.outcome
 
@@ -164,12 +194,13 @@ class _Line:
     def _smooth(self, name: str, block: Block, layers: Sequence[Layer], watch: Watch) -> None:
         self._stage("smooth")
         mine = [layer for layer in layers if name in self.rows[layer.name].algorithms]
-        transforms = self.stages.smooth(name, block, mine, watch.observed(name))
+        data, record = self._all_data(watch), self._recorder(block, name)
+        transforms = self.stages.smooth(name, block, mine, watch.observed(name), data, record)
         if not transforms:
             self.outcome.notes.append(f"{block.name}: {name} found nowhere to fold a scale")
         refused = [(t, why) for t in transforms if (why := self._refusal(block, t))]
         possible = [t for t in transforms if not self._refusal(block, t)]
-        applied, dropped = apply_proved(block, possible, next(self._data()))
+        applied, dropped = apply_proved(block, possible, self._data()[0])
         for transform in applied:
             watch.account(transform)
         watch.renew_caches(applied)
@@ -193,7 +224,8 @@ class _Line:
             if not mine:
                 continue
             self._stage("quantize")
-            tensors = self.stages.quantize(name, block, mine, watch.observed(name))
+            data, record = self._all_data(watch), self._recorder(block, name)
+            tensors = self.stages.quantize(name, block, mine, watch.observed(name), data, record)
             self._stage("pack")
             for layer in mine:
                 self._pack(block, layer, tensors[layer.name], watch, static.get(layer.site))
@@ -237,21 +269,10 @@ class _Line:
             | ({} if online is None else {"online": online.describe()})
         )
 
-    def _propagate(
-        self, block: Block, static: Mapping[str, StaticInput | None], static_caches: Mapping[str, StaticInput | None]
-    ) -> None:
-        quantized: dict[str, tuple[QuantizationScheme, StaticInput | None]] = {}
-        for site in block.sites.values():
-            schemes = [self.rows[name].scheme for name in site.layers]
-            # A site that feeds layers of different activation schemes stays float here: only one of them differs.
-            if schemes and schemes[0] and all(s and s.inputs == schemes[0].inputs for s in schemes):
-                quantized[site.name] = (schemes[0], static.get(site.name))
-        caches: dict[str, Cached] = {
-            name: (block.sites[name], row.args, static_caches[name]) for name, row in self.caches.items() if row.args
-        }
-        after = Activations(self.journal, self.index)
-        for number, (tokens, previous) in enumerate(self._data()):
-            after.write(number, block.run(tokens, previous, fake_quantizer(quantized, caches)))
+    def _propagate(self, block: Block, on_site: OnSite | None, stream: str = "") -> None:
+        after = Activations(self.journal, self.index, stream)
+        for number, (tokens, previous) in enumerate(self._data(stream)):
+            after.write(number, block.run(tokens, previous, on_site))
 
 
 def _check_weight(layer: Layer) -> None:
@@ -281,6 +302,7 @@ def _record(journal: Journal, part: int, files: Sequence[str], outcome: Outcome,
             "layers": outcome.layers,
             "caches": outcome.caches,
             "notes": outcome.notes,
+            "records": outcome.records,
             "seconds": round(seconds, 3),
         }
     )

@@ -1,6 +1,6 @@
 """Observing a block: one pass over the calibration data while every observer of every site listens."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +23,6 @@ from gs_core.observers import Limits, Sample, limits_of, static_input
 from gs_core.planning import CacheRow, Row, static_inputs
 from gs_core.stages import Stages, implements
 from gs_schemas import QuantizationArgs, QuantizationScheme
-
-Batches = Callable[[], Iterable[Batch]]
-"""The calibration data from its start."""
 
 
 @dataclass
@@ -59,8 +56,9 @@ class Watch:
     stages: Stages
     block: Block
     rows: Mapping[str, Row]
-    batches: Batches
-    count: int
+    batches: Sequence[Batch]
+    floats: Sequence[Batch] = ()
+    """The same batches, no block before quantized: for accumulators of pairs."""
     caches: Mapping[str, CacheRow] = field(default_factory=dict)
     """By the names of the sites that are quantized."""
     sites: dict[str, SiteWatch] = field(default_factory=dict)
@@ -91,7 +89,7 @@ class Watch:
             site,
             scheme,
             {name: accumulator for name, accumulator in asked.items() if accumulator is not None},
-            Sample(self.count),
+            Sample(len(self.batches)),
             limits_of(scheme.inputs) if static and scheme.inputs else None,
             rows[0].layer.dtype,
         )
@@ -99,9 +97,16 @@ class Watch:
     def _cache_listener(self, site: Site, row: CacheRow) -> SiteWatch:
         accumulator = self.stages.observe(row.algorithm, site, row.scheme)
         listening = {} if accumulator is None else {row.algorithm: accumulator}
-        return SiteWatch(site, row.scheme, listening, Sample(self.count), None, site.dtype)
+        return SiteWatch(site, row.scheme, listening, Sample(len(self.batches)), None, site.dtype)
 
     def _pass(self, sites: Mapping[str, SiteWatch]) -> None:
+        paired = {name for name, watch in sites.items() if any(a.paired for a in watch.accumulators())}
+        beside: dict[str, list[Array]] = {}
+
+        def remember(name: str, x: Array) -> None:
+            if name in paired:
+                beside.setdefault(name, []).append(namespace(x).asarray(x, copy=True))
+
         def listen(name: str, x: Array) -> None:
             watch = sites.get(name)
             if watch is None or x.shape[0] == 0:
@@ -111,11 +116,20 @@ class Watch:
             )
             check_finite(x, f"{self.block.name}: {entering}")
             watch.tokens += int(x.shape[0])
+            unquantized = beside[name].pop(0) if beside.get(name) else None
+            if unquantized is not None and unquantized.shape != x.shape:
+                unquantized = None
             for accumulator in watch.accumulators():
-                accumulator.update(x)
+                if accumulator.paired:
+                    accumulator.update_pair(x, unquantized)
+                else:
+                    accumulator.update(x)
 
-        for tokens, previous in self.batches():
-            self.block.run(tokens, previous, listen)
+        for number, batch in enumerate(self.batches):
+            beside.clear()
+            if paired and self.floats:
+                self.block.run(*self.floats[number], remember)
+            self.block.run(*batch, listen)
 
     def observed(self, algorithm: str) -> dict[str, Any]:
         """What one algorithm's own accumulators found, by site; sites that no token reached are missing."""
@@ -124,6 +138,28 @@ class Watch:
             for name, watch in self.sites.items()
             if algorithm in watch.by_algorithm and watch.tokens
         }
+
+    def as_seen(self) -> OnSite:
+        """An ``on_site`` that makes the block's activations what an engine will see, by what was observed so far."""
+        known: dict[str, OnSite] = {}
+
+        def replace(name: str, x: Array) -> Array | None:
+            if name not in known:
+                known[name] = self._as_seen(name)
+            return known[name](name, x)
+
+        return replace
+
+    def _as_seen(self, name: str) -> OnSite:
+        site = self.block.sites[name]
+        if name in self.caches:
+            args = self.caches[name].args
+            return fake_quantizer({}, {} if args is None else {name: (site, args, self._static_cache(name))})
+        schemes = [self.rows[layer].scheme for layer in site.layers]
+        # A site that feeds layers of different activation schemes stays float here: only one of them differs.
+        if not schemes or schemes[0] is None or any(s is None or s.inputs != schemes[0].inputs for s in schemes):
+            return fake_quantizer({})
+        return fake_quantizer({name: (schemes[0], self.sites[name].static_input() if name in self.sites else None)})
 
     def account(self, transform: Transform) -> None:
         """Account for a transform that was applied: rewrite what was observed, or observe it again."""
@@ -160,22 +196,22 @@ class Watch:
     def static_caches(self) -> dict[str, StaticInput | None]:
         """The static parameters of every site of a cache that is quantized; None for what is dynamic. Raises
         ``CalibrationError`` when nothing arrived there."""
-        found: dict[str, StaticInput | None] = {}
-        for name, row in self.caches.items():
-            found[name] = None
-            if row.args is None or row.args.dynamic:
-                continue
-            watch = self.sites[name]
-            if not watch.tokens:
-                raise CalibrationError(
-                    f"{name}: its scheme has a static KV cache, but no calibration token reached it; "
-                    "give more or other calibration data, or a dynamic kv_cache"
-                )
-            static = watch.by_algorithm[row.algorithm].result()
-            if not isinstance(static, StaticInput):
-                raise PluginError(f"'{row.algorithm}' found {static!r:.120} for {name}; expected a StaticInput")
-            found[name] = static
-        return found
+        return {name: self._static_cache(name) for name in self.caches}
+
+    def _static_cache(self, name: str) -> StaticInput | None:
+        row = self.caches[name]
+        if row.args is None or row.args.dynamic:
+            return None
+        watch = self.sites[name]
+        if not watch.tokens:
+            raise CalibrationError(
+                f"{name}: its scheme has a static KV cache, but no calibration token reached it; "
+                "give more or other calibration data, or a dynamic kv_cache"
+            )
+        static = watch.by_algorithm[row.algorithm].result()
+        if not isinstance(static, StaticInput):
+            raise PluginError(f"'{row.algorithm}' found {static!r:.120} for {name}; expected a StaticInput")
+        return static
 
 
 def _rewrite(accumulator: Accumulator, transform: Transform) -> bool:

@@ -185,6 +185,30 @@ class LiveModelSuite(Suite):
             for name, weight in kept.items():
                 block.layers[name].set_weight(weight)
 
+    def test_given_weights_take_the_place_of_the_layers_own(self, block: Block, batch: Batch) -> None:
+        before, random = forward(block, batch), np.random.default_rng(0)
+        assert np.array_equal(numpy(block.run(*batch, weights={})["hidden"]), before)
+        changed = {}
+        for name, layer in block.layers.items():
+            weight = layer.weight()
+            factors = random.uniform(0.5, 1.5, weight.shape).astype(np.float32)
+            changed[name] = weight * namespace(weight).asarray(factors, device=device(weight))
+        given = numpy(block.run(*batch, weights=changed)["hidden"])
+        assert np.array_equal(forward(block, batch), before), "for one run"
+        for name, weight in changed.items():
+            block.layers[name].set_weight(weight)
+        assert channel_error(forward(block, batch), given) < self.tolerance
+
+    def test_autograd_follows_a_run_with_given_weights(self, model: Model, block: Block, batch: Batch) -> None:
+        if not model.differentiates:
+            pytest.skip("its blocks cannot be differentiated")
+        weights = {name: layer.weight().requires_grad_() for name, layer in block.layers.items()}
+        factors = {name: namespace(next(iter(weights.values()))).ones(()).requires_grad_() for name in block.sites}
+        block.run(*batch, lambda name, x: x * factors[name], weights)["hidden"].square().sum().backward()
+        assert all(weight.grad is not None and bool((weight.grad != 0).any()) for weight in weights.values())
+        assert all(factor.grad is not None and bool(factor.grad != 0) for factor in factors.values())
+        assert not block.run(*batch)["hidden"].requires_grad
+
     def test_losses_are_those_of_the_next_token(self, model: Model, tokens: np.ndarray) -> None:
         losses = self.losses(model, tokens)
         assert losses.dtype == np.float64

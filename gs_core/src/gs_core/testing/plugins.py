@@ -9,7 +9,7 @@ import numpy as np
 from gs_core import numerics
 from gs_core.arrays import Array, RawTensor, from_raw, namespace, to_raw
 from gs_core.errors import CheckpointError
-from gs_core.hookspecs import hookimpl
+from gs_core.hookspecs import Record, hookimpl
 from gs_core.interfaces import (
     Accumulator,
     Algorithm,
@@ -18,9 +18,11 @@ from gs_core.interfaces import (
     CacheNumbers,
     ChannelScale,
     CheckpointFormat,
+    Data,
     Fold,
     Layer,
     LayerNumbers,
+    Needs,
     Output,
     Site,
     SiteKind,
@@ -100,6 +102,52 @@ class Caching(Algorithm):
     def observe(self, site: Site, scheme: QuantizationScheme) -> Accumulator | None:
         args = scheme.kv_cache
         return Widest(site, args) if args is not None and not args.dynamic else None
+
+
+class Means(Accumulator):
+    """Mean of what arrives, and of what would if no block before were quantized, ``(2, features)``."""
+
+    paired = True
+
+    def __init__(self) -> None:
+        self._sums: list[Array] = []
+
+    def update(self, x: Array) -> None:
+        raise AssertionError("it takes pairs")
+
+    def update_pair(self, x: Array, unquantized: Array | None) -> None:
+        xp = namespace(x)
+        both = [xp.mean(x, axis=0), xp.mean(x if unquantized is None else unquantized, axis=0)]
+        self._sums.append(xp.stack(both))
+
+    def result(self) -> Array:
+        return sum(self._sums[1:], self._sums[0]) / len(self._sums)
+
+
+class Centring(Algorithm):
+    """Rounds, and reports how far the quantized blocks before have moved each site and the block's output."""
+
+    def needs(self, scheme: QuantizationScheme) -> Needs:
+        return Needs(data=True, float_stream=True)
+
+    @hookimpl
+    def observe(self) -> Accumulator:
+        return Means()
+
+    @hookimpl
+    def quantize(
+        self, block: Block, layers: Sequence[Layer], observed: Mapping[str, Any], data: Data, record: Record
+    ) -> dict[str, QuantizedTensor]:
+        moved = {}
+        for site, means in observed.items():
+            xp = namespace(means)
+            moved[site] = float(xp.max(xp.abs(means[0, ...] - means[1, ...])))
+        errors = []
+        for batch, target in zip(data.batches, data.targets, strict=True):
+            got, wanted = from_raw(to_raw(block.run(*batch)["hidden"])), from_raw(target["hidden"])
+            errors.append(float(abs(got - wanted).max()))
+        record(moved=moved, errors=errors)
+        return {layer.name: numerics.quantize_weight(layer.weight(), layer.args, layer.dtype) for layer in layers}
 
 
 class Plain(CheckpointFormat):
