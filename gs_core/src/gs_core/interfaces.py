@@ -475,6 +475,32 @@ class Algorithm:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Layers that must have one scheme, and what each candidate costs: its loss (see ``gs_core.allocation``), and the
+    bits of all their stored weights."""
+
+    layers: tuple[LayerInfo, ...]
+    schemes: tuple[QuantizationScheme, ...]
+    losses: tuple[float, ...]
+    bits: tuple[int, ...]
+
+
+class Allocator(Algorithm):
+    """Chooses a scheme for every layer before the line begins: mixed precision.
+
+    ``candidates`` are tried on the first ``samples`` calibration samples.
+    """
+
+    candidates: Sequence[QuantizationScheme] = ()
+    samples: int = 8
+
+    def choose(self, choices: Sequence[Choice], fixed: int, outside: int) -> Sequence[int]:
+        """The number of the candidate for each choice. fixed: bits of the layers that are not chosen for. outside:
+        bits of everything that is no layer. Raises ``PlanError`` when its goal cannot be met."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
 class Output:
     """The folder being written, and the part of it that is due.
 
