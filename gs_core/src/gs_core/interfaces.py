@@ -554,6 +554,14 @@ class CheckpointFormat:
         planning."""
         return "this checkpoint format has no place for a quantized KV cache"
 
+    def unsupported_online(self, kind: str, scheme: QuantizationScheme) -> str | None:
+        """Why it cannot say that the input of a layer of this scheme goes through a map of this kind, or ``None``.
+        By default ``holds_online`` says it for all schemes. Asked for each map that an algorithm makes; one that is
+        refused is dropped, and the report says so."""
+        return (
+            None if kind in self.holds_online else f"this checkpoint format holds no {kind} to be computed at run time"
+        )
+
     def layout(self, scheme: QuantizationScheme) -> str:
         """The name of the layout that ``pack`` is asked for (``pack-quantized``)."""
         return self.quant_method

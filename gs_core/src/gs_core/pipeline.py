@@ -211,10 +211,14 @@ class _Line:
         """Why the checkpoint could not say it."""
         if not isinstance(transform, SiteTransform):
             return None
-        if transform.map.kind not in self.plan.format.holds_online:
-            return f"this checkpoint format holds no {transform.map.kind} to be computed at run time"
-        floating = [n for n in block.sites[transform.site].layers if self.rows[n].scheme is None]
-        return f"{', '.join(floating)} shares the input and stays in floating point" if floating else None
+        layers = block.sites[transform.site].layers
+        floating = [n for n in layers if self.rows[n].scheme is None]
+        if floating:
+            return f"{', '.join(floating)} shares the input and stays in floating point"
+        asked = (
+            self.plan.format.unsupported_online(transform.map.kind, s) for n in layers if (s := self.rows[n].scheme)
+        )
+        return next((why for why in asked if why), None)
 
     def _quantize(
         self, block: Block, layers: Sequence[Layer], watch: Watch, static: Mapping[str, StaticInput | None]
