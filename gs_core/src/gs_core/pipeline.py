@@ -18,7 +18,7 @@ from gs_core.planning import Plan, Row
 from gs_core.proving import apply_proved
 from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Stages, implements
-from gs_core.storage import StoredTensor, Tensor, read_header
+from gs_core.storage import DerivedTensor, StoredTensor, Tensor, read_header
 from gs_core.watching import Watch, fake_quantizer, is_finite, relative_error
 from gs_schemas import QuantizationScheme
 
@@ -151,7 +151,7 @@ class _Line:
         if not isinstance(transform, SiteTransform):
             return None
         if transform.map.kind not in self.plan.format.holds_online:
-            return f"this checkpoint format holds no {transform.map.kind} to be computed at run time"
+            return f"this checkpoint format holds no {transform.map.kind} map to be computed at run time"
         floating = [n for n in block.sites[transform.site].layers if self.rows[n].scheme is None]
         return f"{', '.join(floating)} shares the input and stays in floating point" if floating else None
 
@@ -229,7 +229,7 @@ def _shards(tensors: Iterable[tuple[str, Tensor]]) -> list[list[tuple[str, Tenso
     shards: list[list[tuple[str, Tensor]]] = []
     room = 0
     for name, tensor in tensors:
-        nbytes = tensor.nbytes if isinstance(tensor, RawTensor | StoredTensor) else 0
+        nbytes = tensor.nbytes if isinstance(tensor, RawTensor | StoredTensor | DerivedTensor) else 0
         if not shards or nbytes > room:
             shards.append([])
             room = SHARD_BYTES

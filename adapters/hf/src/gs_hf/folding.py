@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 def find_folds(block: "HFBlock", tokens: np.ndarray, previous: dict[str, torch.Tensor] | None) -> list[Fold]:
     """Every place in the block where a scale disappears, norms first."""
     prober = Prober(block, tokens, previous)
-    return [*_norm_folds(prober), *_layer_folds(prober)]
+    return [*norm_folds(prober), *_layer_folds(prober)]
 
 
 # --- norms ---------------------------------------------------------------------------------------------------
 
 
-def _norm_folds(prober: Prober) -> list[Fold]:
+def norm_folds(prober: Prober) -> list[Fold]:
+    """Norms that can be scaled, with every site they feed; notes each one's offset in the block."""
     block = prober.block
     root = block.model.module.get_submodule(block.prefix.rstrip("."))
     found = []
@@ -39,7 +40,7 @@ def _norm_folds(prober: Prober) -> list[Fold]:
         full = block.prefix + name
         sites = _norm_sites(prober, module, weight.shape[0])
         if sites:
-            offset = _norm_offset(prober, module, weight)
+            offset = norm_offset(module, _inputs(prober, module))
             if offset is not None:
                 block.norm_offsets[full] = offset
                 found.append(Fold(full, tuple(sites), int(weight.shape[0])))
@@ -77,30 +78,37 @@ def _with_unseen_experts(prober: Prober, sites: list[str]) -> list[str]:
     """Experts that no token of the probe reached are fed as those that one did."""
     found = prober.block.model.found
     parameters = {key[0] for site in sites for key in found.keys_at[site] if key[1] is not None}
-    patterns = {_pattern(site) for site in sites if _pattern(site) != site}
+    patterns = {pattern(site) for site in sites if pattern(site) != site}
     more = [
         site
         for site, keys in found.keys_at.items()
-        if site.startswith(prober.block.prefix) and (keys[0][0] in parameters or _pattern(site) in patterns)
+        if site.startswith(prober.block.prefix) and (keys[0][0] in parameters or pattern(site) in patterns)
     ]
     return list(dict.fromkeys([*sites, *more]))
 
 
-def _norm_offset(prober: Prober, module: torch.nn.Module, weight: torch.nn.Parameter) -> float | None:
-    """0 for a norm that multiplies by its weight, 1 for one that multiplies by 1 + weight, None for another."""
+def _inputs(prober: Prober, module: torch.nn.Module) -> tuple:
+    """What a module is called with."""
     inputs: list[tuple] = []
     handle = module.register_forward_pre_hook(lambda m, given: inputs.append(given))
     try:
         prober.run()
     finally:
         handle.remove()
-    if not inputs or len(inputs[0]) != 1:
+    return inputs[0] if inputs else ()
+
+
+def norm_offset(module: torch.nn.Module, inputs: tuple) -> float | None:
+    """0 for a norm that multiplies by its weight, 1 for one that multiplies by 1 + weight, None for another."""
+    if len(inputs) != 1:
         return None  # it wants more than one tensor: nothing that this can fold into
-    bias, kept = module._parameters.get("bias"), weight.data.clone()
+    bias, weight = module._parameters.get("bias"), module._parameters["weight"]
+    assert weight is not None
+    kept = weight.data.clone()
     try:
         for offset in (0.0, 1.0):
             weight.data.fill_(-offset)
-            out = module(*inputs[0])
+            out = module(*inputs)
             if close(out, torch.zeros_like(out) + (0 if bias is None else bias)):
                 return offset
     finally:
@@ -117,13 +125,13 @@ def _layer_folds(prober: Prober) -> list[Fold]:
     block = prober.block
     for name, layer in block.layers.items():
         places = block.model.found.places[name]
-        pattern = _pattern(name)
+        kind = pattern(name)
         if len(places) != 1 or layer.site not in prober.base.at:
             continue
-        if pattern not in tried:
-            tried[pattern] = _reached(prober, places[0], layer.shape[0], layer.site)
-            for site, index, head in tried[pattern]:
-                for like in (n for n in block.layers if _pattern(n) == pattern):
+        if kind not in tried:
+            tried[kind] = _reached(prober, places[0], layer.shape[0], layer.site)
+            for site, index, head in tried[kind]:
+                for like in (n for n in block.layers if pattern(n) == kind):
                     target = _counterpart(name, like, site)
                     if target in block.sites:
                         found.append(Fold(like, (target,), block.layers[like].shape[0], index, head))
@@ -194,7 +202,7 @@ def _index(prober: Prober, place: Place, channels: int, site: str, base: torch.T
     return index.cpu().numpy()
 
 
-def _pattern(name: str) -> str:
+def pattern(name: str) -> str:
     """A layer's name with the numbers of experts left open (the block's own number stays)."""
     return re.sub(r"(?<=experts)\.\d+(?=\.)", ".*", name)
 
