@@ -67,7 +67,7 @@ def allocate(
     stages = [load_algorithm(spec.name, spec.options) for spec in specs]
     plain = recipe.model_copy(update={"algorithms": specs})
     open_layers = [n for n in model.layers if (rule := plain.rule_for(n.name))[0] is not None and rule[2] == "recipe"]
-    groups = list(_groups(open_layers, allocator, plain, stages))
+    groups = list(_groups(open_layers, allocator, plain, stages, model.hidden))
     if not groups:
         raise PlanError(["no layer is left to choose a scheme for: every one is ignored or overridden"])
     choices = list(_measured(groups, model, tokens[: allocator.samples], progress))
@@ -95,7 +95,7 @@ def _others(choice: Choice, pick: int) -> str:
 
 
 def _groups(
-    layers: Sequence[LayerInfo], allocator: Allocator, recipe: Recipe, stages: Sequence[Algorithm]
+    layers: Sequence[LayerInfo], allocator: Allocator, recipe: Recipe, stages: Sequence[Algorithm], hidden: int
 ) -> Iterator[tuple[list[LayerInfo], list[QuantizationScheme]]]:
     """Layers that must agree, and the candidates that nothing objects to."""
     chosen, checkpoint_format = tuple(spec.name for spec in recipe.algorithms), load_format(recipe.format)
@@ -106,7 +106,7 @@ def _groups(
     for group in together.values():
         possible = []
         for scheme in allocator.candidates:
-            against = [why for n in group for why in objections(n, scheme, stages, chosen, checkpoint_format)]
+            against = [why for n in group for why in objections(n, scheme, stages, chosen, checkpoint_format, hidden)]
             refused += against
             if not against:
                 possible.append(scheme)

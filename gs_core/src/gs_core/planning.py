@@ -167,7 +167,8 @@ def make(
             fitted = checkpoint_format.fit(layer, scheme)
             if fitted:
                 scheme, reason = fitted[0], f"{reason}; {fitted[1]}"
-            for why in objections(layer, scheme, [algorithms[n] for n in chosen], chosen, checkpoint_format):
+            stages = [algorithms[n] for n in chosen]
+            for why in objections(layer, scheme, stages, chosen, checkpoint_format, model.hidden):
                 problems.add(why, layer.name)
             for name in chosen if not model.differentiates else ():
                 if algorithms[name].needs(scheme).gradient:
@@ -179,7 +180,13 @@ def make(
     schemes = {row.layer.name: row.scheme for row in rows} | {row.cache.name: row.scheme for row in caches}
     for why in checkpoint_format.conflicts(schemes):
         problems.add(why)
-    warnings = [*model.warnings, *_unmatched(recipe, model, problems)]
+    _rotate(model, {n: a for n, a in algorithms.items() if any(n in row.algorithms for row in rows)}, problems)
+    remarks = [
+        f"{n}: {remark}"
+        for n, algorithm in algorithms.items()
+        for remark in algorithm.remarks([row.layer for row in rows if n in row.algorithms])
+    ]
+    warnings = [*model.warnings, *remarks, *_unmatched(recipe, model, problems)]
     if not any(row.scheme for row in rows) and not any(row.args for row in caches):
         problems.add("no layer is left to quantize: every one is ignored or overridden to float")
     problems.raise_if_any()
@@ -299,6 +306,7 @@ def objections(
     algorithms: Sequence[Algorithm],
     names: tuple[str, ...],
     checkpoint_format: CheckpointFormat,
+    hidden: int,
 ) -> list[str]:
     """Why this layer cannot be treated so; empty when it can."""
     assert scheme.weights is not None
@@ -319,16 +327,32 @@ def objections(
                 f"algorithm '{name}' would group input features that are not neighbours, which this checkpoint "
                 "format cannot hold; for gptq set static_groups: true"
             )
-        for kind, fix in algorithm.leaves_online(scheme).items():
+        for kind, fix in algorithm.leaves_online(layer, hidden).items():
             if kind not in checkpoint_format.holds_online:
                 found.append(
-                    f"algorithm '{name}' may leave a {kind} of activations to be computed at run time, which this "
-                    f"checkpoint format cannot hold; {fix}"
+                    f"algorithm '{name}' would leave a {kind} map of its input to be computed at run time, which "
+                    f"this checkpoint format cannot hold; {fix}"
                 )
     why = checkpoint_format.unsupported(layer, scheme)
     if why:
         found.append(why)
     return found
+
+
+def _rotate(model: Model, algorithms: Mapping[str, Algorithm], problems: "_Problems") -> None:
+    """Give the residual stream the rotation that an algorithm wants."""
+    rotating: list[str] = []
+    for name, algorithm in algorithms.items():
+        try:
+            rotation = algorithm.residual(model.hidden)
+            if rotation is not None and not rotating:
+                model.rotate(rotation)
+        except ValueError as error:
+            problems.add(f"algorithm '{name}' rotates the residual stream: {error}. For hadamard set r1: false")
+        else:
+            rotating += [] if rotation is None else [name]
+    if len(rotating) > 1:
+        problems.add(f"{' and '.join(rotating)} both rotate the residual stream; let one of them")
 
 
 def _order(algorithms: Mapping[str, Algorithm]) -> list[str]:
