@@ -282,6 +282,8 @@ class Model(ABC):
     """What its attention modules cache, in the order of execution."""
     uncached: str = "its adapter does not tell what attention caches"
     """Why there are no caches, where there are none."""
+    hidden: int = 0
+    """How many features the residual stream has; 0 where the adapter cannot rotate it."""
 
     @property
     @abstractmethod
@@ -324,6 +326,16 @@ class Model(ABC):
     def max_tokens(self) -> int | None:
         """The longest sequence the model accepts, or ``None`` when it does not say."""
         return None
+
+    def rotate(self, rotation: LinearMap) -> None:
+        """Rotate the residual stream, once, while planning: what a block opened from now on takes and returns as
+        ``hidden`` is ``rotation.apply`` of what it was. The weights of norms on the stream move into the layers they
+        feed; embeddings, head and ``config`` follow when they are written. Reads no weights. Each block is proved
+        when it is opened: it raises ``CheckpointError`` where its float function would change.
+
+        Raises ``ValueError`` saying why the stream of this model cannot be rotated.
+        """
+        raise ValueError("this adapter rotates no residual stream")
 
     @abstractmethod
     def losses(self, tokens: np.ndarray, last: Mapping[str, RawTensor]) -> np.ndarray:
@@ -468,10 +480,45 @@ class Algorithm:
         """Whether its tensors come with a ``group_index``. Asked while planning: few formats can hold one."""
         return False
 
-    def leaves_online(self, scheme: QuantizationScheme) -> Mapping[str, str]:
-        """Kinds of maps (``LinearMap.kind``) that it may leave to be computed at run time, each with what to change
-        so that it does not (``set r4: false``). Asked while planning: few formats can hold one."""
+    def leaves_online(self, layer: LayerInfo, hidden: int) -> Mapping[str, str]:
+        """Kinds of maps (``LinearMap.kind``) of this layer's input that it may leave to be computed at run time, each
+        with what to change so that it does not (``set r4: false``). Asked while planning: few formats can hold one.
+        ``hidden``: features of the residual stream, where known."""
         return {}
+
+    def residual(self, features: int) -> LinearMap | None:
+        """The rotation that it wants of the whole model's residual stream. Asked once, while planning."""
+        return None
+
+    def remarks(self, layers: Sequence[LayerInfo]) -> Sequence[str]:
+        """What a user should know about how it treats these layers. Shown in the plan and the report."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Layers that must have one scheme, and what each candidate costs: its loss (see ``gs_core.allocation``), and the
+    bits of all their stored weights."""
+
+    layers: tuple[LayerInfo, ...]
+    schemes: tuple[QuantizationScheme, ...]
+    losses: tuple[float, ...]
+    bits: tuple[int, ...]
+
+
+class Allocator(Algorithm):
+    """Chooses a scheme for every layer before the line begins: mixed precision.
+
+    ``candidates`` are tried on the first ``samples`` calibration samples.
+    """
+
+    candidates: Sequence[QuantizationScheme] = ()
+    samples: int = 8
+
+    def choose(self, choices: Sequence[Choice], fixed: int, outside: int) -> Sequence[int]:
+        """The number of the candidate for each choice. fixed: bits of the layers that are not chosen for. outside:
+        bits of everything that is no layer. Raises ``PlanError`` when its goal cannot be met."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -533,7 +580,9 @@ class CheckpointFormat:
         By default ``holds_online`` says it for all schemes. Asked for each map that an algorithm makes; one that is
         refused is dropped, and the report says so."""
         return (
-            None if kind in self.holds_online else f"this checkpoint format holds no {kind} to be computed at run time"
+            None
+            if kind in self.holds_online
+            else f"this checkpoint format holds no {kind} map to be computed at run time"
         )
 
     def layout(self, scheme: QuantizationScheme) -> str:

@@ -31,7 +31,7 @@ from gs_core.planning import CacheRow, Plan, Row
 from gs_core.proving import apply_proved
 from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Stages, implements
-from gs_core.storage import StoredTensor, Tensor, read_header
+from gs_core.storage import DerivedTensor, StoredTensor, Tensor, read_header
 from gs_core.streams import FLOAT, Arriving, Returned
 from gs_core.watching import Watch, fake_quantizer, is_finite, relative_error
 
@@ -289,7 +289,7 @@ def _shards(tensors: Iterable[tuple[str, Tensor]]) -> list[list[tuple[str, Tenso
     shards: list[list[tuple[str, Tensor]]] = []
     room = 0
     for name, tensor in tensors:
-        nbytes = tensor.nbytes if isinstance(tensor, RawTensor | StoredTensor) else 0
+        nbytes = tensor.nbytes if isinstance(tensor, RawTensor | StoredTensor | DerivedTensor) else 0
         if not shards or nbytes > room:
             shards.append([])
             room = SHARD_BYTES

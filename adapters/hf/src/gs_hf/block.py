@@ -19,6 +19,7 @@ from gs_hf.watch import OnUse, Use, Watch, identity
 
 if TYPE_CHECKING:
     from gs_hf.model import HFModel
+    from gs_hf.residual import Residual
 
 
 class HFLayer(Layer):
@@ -62,6 +63,11 @@ class HFBlock(Block):
         """Give the memory back."""
         self.model.weights.forget(self.parameters)
         self.parameters = {}
+
+    def rotate(self, residual: "Residual") -> None:
+        """Rewrite it for a rotated residual stream; see ``gs_core.Model.rotate``."""
+        assert self._probe is not None, "a model with a rotated residual stream is run"
+        residual.enter(self, self._probe)
 
     def piece(self, place: Place) -> torch.Tensor:
         part = self.parameter_piece(place)

@@ -18,10 +18,11 @@ def find_folds(block: "HFBlock", batch: Batch) -> list[Fold]:
     prober = HFProber(block, batch)
     places = block.model.found.places
     layers = {n: (layer.shape[0], layer.site) for n, layer in block.layers.items() if len(places[n]) == 1}
-    return [*_norm_folds(prober), *layer_folds(prober, layers, block.sites)]
+    return [*norm_folds(prober), *layer_folds(prober, layers, block.sites)]
 
 
-def _norm_folds(prober: HFProber) -> list[Fold]:
+def norm_folds(prober: HFProber) -> list[Fold]:
+    """Norms that can be scaled, with every site they feed; notes each one's offset in the block."""
     block = prober.block
     root = block.model.module.get_submodule(block.prefix.rstrip("."))
     found = []
@@ -32,7 +33,7 @@ def _norm_folds(prober: HFProber) -> list[Fold]:
         full = block.prefix + name
         sites = _with_unseen_experts(block, reached_by_norm(prober, full, int(weight.shape[0])))
         if sites:
-            offset = _norm_offset(prober, module, weight)
+            offset = norm_offset(module, _inputs(prober, module))
             if offset is not None:
                 block.norm_offsets[full] = offset
                 found.append(Fold(full, tuple(sites), int(weight.shape[0])))
@@ -52,21 +53,28 @@ def _with_unseen_experts(block: "HFBlock", sites: list[str]) -> list[str]:
     return list(dict.fromkeys([*sites, *more]))
 
 
-def _norm_offset(prober: HFProber, module: torch.nn.Module, weight: torch.nn.Parameter) -> float | None:
-    """0 for a norm that multiplies by its weight, 1 for one that multiplies by 1 + weight, None for another."""
+def _inputs(prober: HFProber, module: torch.nn.Module) -> tuple:
+    """What a module is called with."""
     inputs: list[tuple] = []
     handle = module.register_forward_pre_hook(lambda m, given: inputs.append(given))
     try:
         prober.run()
     finally:
         handle.remove()
-    if not inputs or len(inputs[0]) != 1:
+    return inputs[0] if inputs else ()
+
+
+def norm_offset(module: torch.nn.Module, inputs: tuple) -> float | None:
+    """0 for a norm that multiplies by its weight, 1 for one that multiplies by 1 + weight, None for another."""
+    if len(inputs) != 1:
         return None  # it wants more than one tensor: nothing that this can fold into
-    bias, kept = module._parameters.get("bias"), weight.data.clone()
+    bias, weight = module._parameters.get("bias"), module._parameters["weight"]
+    assert weight is not None
+    kept = weight.data.clone()
     try:
         for offset in (0.0, 1.0):
             weight.data.fill_(-offset)
-            out = module(*inputs[0])
+            out = module(*inputs)
             if close(out, torch.zeros_like(out) + (0 if bias is None else bias)):
                 return offset
     finally:

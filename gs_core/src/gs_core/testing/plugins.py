@@ -154,7 +154,7 @@ class Plain(CheckpointFormat):
     """Codes, scales and zero points as they are; the scheme of every layer in ``config.json``."""
 
     quant_method = "plain"
-    holds_online = frozenset({"scale", "rotation", "kronecker"})
+    holds_online = frozenset({"scale", "hadamard", "rotation", "kronecker"})
 
     @hookimpl
     def pack(
