@@ -48,7 +48,7 @@ schemes = st.builds(
     weights=st.none() | args(["tensor", "channel", "group", "block"], dynamic=False),
     inputs=st.none() | args(["tensor", "token", "group"], dynamic=True),
     kv_cache=st.none()
-    | args(["tensor", "channel", "head"], dynamic=False)
+    | args(["tensor", "channel", "head"], dynamic=False).filter(lambda a: a.granularity != "group")
     | args(["token", "head", "group"], dynamic=True),
 )
 
@@ -207,7 +207,7 @@ def problems(**fields):
         ),
         (
             {"scheme": {"weights": {"format": "int4", "observer": "max"}}},
-            "scheme.weights.observer: got 'max', allowed: minmax, mse.",
+            "scheme.weights.observer: got 'max', allowed: minmax, mse, percentile, divergence, average.",
         ),
         ({"scheme": {"weights": {"format": "int4", "group_siez": 3}}}, "scheme.weights.group_siez: no such field; "),
         ({"scheme": {"weights": {"format": "int4", "group_siez": 3}}}, "Did you mean 'group_size'?"),

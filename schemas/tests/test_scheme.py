@@ -51,6 +51,8 @@ def test_the_compound_formats_of_the_field_can_be_said(fields):
     ("fields", "message"),
     [
         ({"group_size": 64}, "group_size needs granularity 'group', got 'channel'"),
+        ({"observer": "percentile"}, "observer 'percentile' and a value for percentile (99.9, say) go together"),
+        ({"percentile": 99.9}, "observer 'percentile' and a value for percentile (99.9, say) go together"),
         ({"granularity": "group"}, "granularity 'group' needs group_size"),
         ({"block_size": (2, 2)}, "block_size needs granularity 'block', got 'channel'"),
         ({"granularity": "block"}, "granularity 'block' needs block_size"),

@@ -18,10 +18,11 @@ from gs_core.interfaces import Adapter, CacheNumbers, CheckpointFormat, LayerNum
 from gs_core.journal import Journal
 from gs_core.planning import Plan, load_format, make
 from gs_core.report import Report
-from gs_core.stages import implements
 from gs_core.storage import Checkpoint
 from gs_schemas import Recipe, SchemaError, unknown
 
+DESCRIPTIONS = "quant*_description.json"
+"""Files beside a config.json that does not say itself that the weights are quantized."""
 Source = Any
 """A checkpoint folder (``str`` or ``Path``), or a live model that an installed adapter handles."""
 
@@ -97,11 +98,12 @@ def _format_of(folder: Path) -> tuple[CheckpointFormat, Checkpoint, dict[str, An
         method = (config.get("quantization_config") or {}).get("quant_method")
     except (OSError, ValueError, AttributeError):
         return None  # not ours to judge: the adapter says what it misses
+    method = method or next((path.name for path in sorted(folder.glob(DESCRIPTIONS))), None)
     if method is None:
         return None
     for name in discovery.installed("format"):
         found = load_format(name)
-        if found.quant_method == method:
+        if found.recognises(folder, config):
             return found, Checkpoint(folder), config
     raise PlanError([f"{folder} is quantized as '{method}', which no installed format reads"])
 
@@ -127,6 +129,8 @@ def plan(
     if format is not None:
         resolved = resolved.model_copy(update={"format": format})
     opened = open_source(model, device, adapter)
+    if any(numbers.online is not None for numbers in opened.numbers.values()):
+        raise PlanError([f"{model} leaves transforms to be computed at run time; quantize the model it was made from"])
     return make(resolved, opened.model, opened.adapter, device)
 
 
@@ -175,8 +179,8 @@ def _tokens(made: Plan, data: str | Path | np.ndarray | None, samples: int | Non
     asked = made.recipe.calibration
     source = data if data is not None else asked.data
     if source is None:
-        needing = [n for n, a in made.algorithms.items() if implements(a, "observe")]
-        why = f"{', '.join(needing)} needs" if needing else "static activations need"
+        needing = ", ".join(made.needing_data)
+        why = f"{needing} needs" if needing else "static activations need"
         raise PlanError([f"{why} calibration data: pass --calibration PATH, or set calibration.data in the recipe"])
     samples, seq_len = samples or asked.samples, seq_len or asked.seq_len
     limit = made.model.max_tokens()

@@ -9,7 +9,7 @@ import numpy as np
 from gs_core import numerics
 from gs_core.arrays import Array, RawTensor, from_raw, namespace, to_raw
 from gs_core.errors import CheckpointError
-from gs_core.hookspecs import hookimpl
+from gs_core.hookspecs import Record, hookimpl
 from gs_core.interfaces import (
     Accumulator,
     Algorithm,
@@ -18,14 +18,17 @@ from gs_core.interfaces import (
     CacheNumbers,
     ChannelScale,
     CheckpointFormat,
+    Data,
     Fold,
     Layer,
     LayerNumbers,
+    Needs,
     Output,
     Site,
     SiteKind,
     StaticInput,
 )
+from gs_core.linear_map import LinearMap
 from gs_core.quantized import QuantizedTensor
 from gs_core.storage import INDEX, Checkpoint, DerivedTensor, copy_file, write_json, write_safetensors
 from gs_schemas import QuantizationArgs, QuantizationScheme
@@ -101,16 +104,67 @@ class Caching(Algorithm):
         return Widest(site, args) if args is not None and not args.dynamic else None
 
 
+class Means(Accumulator):
+    """Mean of what arrives, and of what would if no block before were quantized, ``(2, features)``."""
+
+    paired = True
+
+    def __init__(self) -> None:
+        self._sums: list[Array] = []
+
+    def update(self, x: Array) -> None:
+        raise AssertionError("it takes pairs")
+
+    def update_pair(self, x: Array, unquantized: Array | None) -> None:
+        xp = namespace(x)
+        both = [xp.mean(x, axis=0), xp.mean(x if unquantized is None else unquantized, axis=0)]
+        self._sums.append(xp.stack(both))
+
+    def result(self) -> Array:
+        return sum(self._sums[1:], self._sums[0]) / len(self._sums)
+
+
+class Centring(Algorithm):
+    """Rounds, and reports how far the quantized blocks before have moved each site and the block's output."""
+
+    def needs(self, scheme: QuantizationScheme) -> Needs:
+        return Needs(data=True, float_stream=True)
+
+    @hookimpl
+    def observe(self) -> Accumulator:
+        return Means()
+
+    @hookimpl
+    def quantize(
+        self, block: Block, layers: Sequence[Layer], observed: Mapping[str, Any], data: Data, record: Record
+    ) -> dict[str, QuantizedTensor]:
+        moved = {}
+        for site, means in observed.items():
+            xp = namespace(means)
+            moved[site] = float(xp.max(xp.abs(means[0, ...] - means[1, ...])))
+        errors = []
+        for batch, target in zip(data.batches, data.targets, strict=True):
+            got, wanted = from_raw(to_raw(block.run(*batch)["hidden"])), from_raw(target["hidden"])
+            errors.append(float(abs(got - wanted).max()))
+        record(moved=moved, errors=errors)
+        return {layer.name: numerics.quantize_weight(layer.weight(), layer.args, layer.dtype) for layer in layers}
+
+
 class Plain(CheckpointFormat):
     """Codes, scales and zero points as they are; the scheme of every layer in ``config.json``."""
 
     quant_method = "plain"
+    holds_online = frozenset({"scale", "rotation", "kronecker"})
 
     @hookimpl
-    def pack(self, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str) -> dict[str, Array]:
+    def pack(
+        self, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str, online: LinearMap | None
+    ) -> dict[str, Array]:
         arrays = {"codes": tensor.codes, "scale": tensor.scale, "zero_point": tensor.zero_point}
         if inputs is not None:
             arrays |= {"input_scale": inputs.scale, "input_zero_point": inputs.zero_point}
+        if online is not None:
+            arrays |= {f"online_{name}": array for name, array in online.arrays().items()}
         return {name: array for name, array in arrays.items() if array is not None}
 
     @hookimpl
@@ -132,6 +186,7 @@ class Plain(CheckpointFormat):
             "layers": schemes,
             "kept": list(final.kept),
             "caches": caches,
+            "online": dict(final.online),
         }
         write_json(output.folder / "config.json", final.config | {"quantization_config": quantization})
         for file in final.files:
@@ -145,7 +200,11 @@ class Plain(CheckpointFormat):
         schemes = {layer: QuantizationScheme.model_validate(scheme) for layer, scheme in layers.items()}
         packed = [name for name in checkpoint.tensors if name.rpartition(".")[0] in schemes or ".cached_" in name]
         weights = {f"{layer}.weight": _weight(checkpoint, layer, scheme) for layer, scheme in schemes.items()}
-        numbers = {layer: LayerNumbers(scheme, _inputs(checkpoint, layer)) for layer, scheme in schemes.items()}
+        online = {n: _online(checkpoint, n, d) for n, d in config["quantization_config"].get("online", {}).items()}
+        numbers = {
+            layer: LayerNumbers(scheme, _inputs(checkpoint, layer), online.get(layer))
+            for layer, scheme in schemes.items()
+        }
         return checkpoint.replacing(packed, weights), numbers
 
     def unsupported_cache(self, cache: CacheInfo, args: QuantizationArgs) -> str | None:
@@ -191,6 +250,12 @@ def _inputs(checkpoint: Checkpoint, layer: str) -> StaticInput | None:
 def _static(checkpoint: Checkpoint, prefix: str) -> StaticInput | None:
     scale, zero_point = (_array(checkpoint, f"{prefix}{part}") for part in ("scale", "zero_point"))
     return None if scale is None else StaticInput(scale, zero_point)
+
+
+def _online(checkpoint: Checkpoint, layer: str, description: Mapping[str, Any]) -> LinearMap:
+    prefix = f"{layer}.online_"
+    names = [name for name in checkpoint.tensors if name.startswith(prefix)]
+    return LinearMap.restore(description, {n.removeprefix(prefix): from_raw(checkpoint[n].read()) for n in names})
 
 
 def _array(checkpoint: Checkpoint, name: str) -> np.ndarray | None:
