@@ -159,7 +159,7 @@ def make(
         chosen = tuple(spec.name for spec in specs if "input" in algorithms[spec.name].kinds)
         kernel = ""
         if scheme is None or scheme.weights is None:
-            reason = reason if scheme is None else f"{reason}, whose scheme has no weights"
+            reason = reason if scheme is None else f"{reason}: its scheme has no weights"
             scheme, chosen = None, ()
         else:
             if scheme.kv_cache is not None:  # the attention's, not the layer's
@@ -233,7 +233,7 @@ def _caches(
         args = scheme.kv_cache if scheme else None
         named = [spec.name for spec in specs if spec.name in treating]
         if args is None:
-            reason = reason if scheme is None else f"{reason}, whose scheme has no kv_cache"
+            reason = reason if scheme is None else f"{reason}: its scheme has no kv_cache"
         elif len(named) != 1:
             problems.add(_one_of(treating, named), cache.name)
         else:
