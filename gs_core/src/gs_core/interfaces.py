@@ -455,6 +455,11 @@ class CheckpointFormat:
         """What cannot stand together in one checkpoint. Asked while planning."""
         return []
 
+    def remarks(self, online: Collection[str]) -> Sequence[str]:
+        """What a user should know of a checkpoint that leaves maps of these kinds to be computed at run time. Shown in
+        the plan and the report."""
+        return ()
+
     def read(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[Checkpoint, dict[str, LayerNumbers]]:
         """A checkpoint of this format as a floating-point one, and the numbers of each quantized layer.
 

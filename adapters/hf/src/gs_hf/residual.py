@@ -5,7 +5,7 @@ mean square computes the same in any rotated basis, once the weights of its norm
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +15,9 @@ from gs_core import CheckpointError, LinearMap
 from gs_core.arrays import RawTensor, astype, to_raw
 from gs_core.errors import reason
 from gs_core.proving import PROOF_TOLERANCE
-from gs_core.storage import DerivedTensor, Tensor
+from gs_core.storage import DerivedTensor, StoredTensor, Tensor
 from gs_core.watching import channel_error
-from gs_hf.applying import feed
+from gs_hf.applying import Change, feed
 from gs_hf.folding import norm_folds, pattern
 from gs_hf.probing import Prober, close
 from gs_hf.running import Outputs, to_torch
@@ -86,13 +86,16 @@ class Residual:
             self.active = True
         for name, sites, offset in norms:
             weight = block.parameters[f"{name}.weight"]
-            feed(block, sites, lambda part, by=weight + offset: part * by, block.parameters.__getitem__)
-            feed(block, sites, self.rotation.apply, block.parameters.__getitem__)
+            feed(block, sites, self._reading(weight + offset), block.parameters.__getitem__)
             weight.fill_(1.0 - offset)
             block.changed |= {f"{name}.weight", *(p for site in sites for p, _ in block.model.found.keys_at[site])}
         for parameter in writers:
             self._rotate_rows(block, parameter)
         self._prove(block, prober, entering)
+
+    def _reading(self, norm: torch.Tensor) -> Change:
+        """What becomes of rows that read the stream through a norm of that weight."""
+        return lambda rows: self.rotation.apply(rows * norm)
 
     def _rotate_rows(self, block: "HFBlock", parameter: str) -> None:
         value = block.parameters[parameter]
@@ -133,7 +136,7 @@ class Residual:
 
     # --- what lies outside the blocks ------------------------------------------------------------------------
 
-    def rewrite(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    def rewrite(self, tensors: Iterable[tuple[str, StoredTensor | DerivedTensor]]) -> Iterator[tuple[str, Tensor]]:
         """The tensors outside the blocks as they are written; a tied head is written on its own."""
         sources = self.model.naming.by_parameter
         embedding, norm = sources[self.embedding_name][0].source, sources[f"{self.norm_name}.weight"][0].source
@@ -152,7 +155,7 @@ class Residual:
             else:
                 yield name, tensor
 
-    def _rotated(self, name: str, tensor: Tensor, scale: torch.Tensor | None) -> DerivedTensor:
+    def _rotated(self, name: str, tensor: StoredTensor | DerivedTensor, scale: torch.Tensor | None) -> DerivedTensor:
         """``(rows, hidden)`` rotated, some rows at a time."""
 
         def slices() -> Iterator[RawTensor]:
@@ -237,8 +240,6 @@ def _reading_norms(prober: Prober, writers: list[str]) -> list[tuple[str, tuple[
 
 
 # --- writers -------------------------------------------------------------------------------------------------
-
-Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 def _writers(prober: Prober) -> list[str]:
