@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ import gs_schemas
 from gs_core import calibration as calibrating
 from gs_core import discovery, memory, pipeline, report
 from gs_core.errors import OutputError, PlanError
-from gs_core.interfaces import Adapter, LayerNumbers, Model
+from gs_core.interfaces import Adapter, CacheNumbers, CheckpointFormat, LayerNumbers, Model
 from gs_core.journal import Journal
 from gs_core.planning import Plan, load_format, make
 from gs_core.report import Report
-from gs_core.stages import implements
 from gs_core.storage import Checkpoint
 from gs_schemas import Recipe, SchemaError, unknown
 
+DESCRIPTIONS = "quant*_description.json"
+"""Files beside a config.json that does not say itself that the weights are quantized."""
 Source = Any
 """A checkpoint folder (``str`` or ``Path``), or a live model that an installed adapter handles."""
 
@@ -45,11 +46,13 @@ def resolve_recipe(recipe: Recipe | str | Path) -> Recipe:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model, the name of the adapter that opened it, and, for a quantized folder, how its layers compute."""
+    """A model, the name of the adapter that opened it, and, for a quantized folder, how its layers and caches
+    compute."""
 
     adapter: str
     model: Model
     numbers: dict[str, LayerNumbers]
+    caches: dict[str, CacheNumbers] = field(default_factory=dict)
 
 
 def open_source(source: Source, device: str = "cpu", adapter: str | Adapter | None = None) -> Opened:
@@ -63,8 +66,13 @@ def open_source(source: Source, device: str = "cpu", adapter: str | Adapter | No
     if isinstance(source, Path) and not source.is_dir():
         raise PlanError([f"{source}: no such model folder"])
     name, chosen = _choose_adapter(source, adapter)
-    checkpoint, numbers = _dequantized(source) if isinstance(source, Path) else (None, {})
-    return Opened(name, chosen.open(source, device, checkpoint), numbers)
+    found = _format_of(source) if isinstance(source, Path) else None
+    if found is None:
+        return Opened(name, chosen.open(source, device, None), {})
+    reader, stored, config = found
+    checkpoint, numbers = reader.read(stored, config)
+    model = chosen.open(source, device, checkpoint)
+    return Opened(name, model, numbers, reader.read_caches(stored, config, model.caches))
 
 
 def _choose_adapter(source: Source, adapter: str | Adapter | None) -> tuple[str, Adapter]:
@@ -83,19 +91,20 @@ def _choose_adapter(source: Source, adapter: str | Adapter | None) -> tuple[str,
     raise PlanError([f"no installed adapter takes {what}:{''.join(refusals) or ' none is installed'}"])
 
 
-def _dequantized(folder: Path) -> tuple[Checkpoint | None, dict[str, LayerNumbers]]:
-    """A quantized folder's tensors through the format that reads them; nothing for a float one."""
+def _format_of(folder: Path) -> tuple[CheckpointFormat, Checkpoint, dict[str, Any]] | None:
+    """The format that reads a quantized folder, its tensors and its configuration; nothing for a float one."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         method = (config.get("quantization_config") or {}).get("quant_method")
     except (OSError, ValueError, AttributeError):
-        return None, {}  # not ours to judge: the adapter says what it misses
+        return None  # not ours to judge: the adapter says what it misses
+    method = method or next((path.name for path in sorted(folder.glob(DESCRIPTIONS))), None)
     if method is None:
-        return None, {}
+        return None
     for name in discovery.installed("format"):
         found = load_format(name)
-        if found.quant_method == method:
-            return found.read(Checkpoint(folder), config)
+        if found.recognises(folder, config):
+            return found, Checkpoint(folder), config
     raise PlanError([f"{folder} is quantized as '{method}', which no installed format reads"])
 
 
@@ -170,8 +179,8 @@ def _tokens(made: Plan, data: str | Path | np.ndarray | None, samples: int | Non
     asked = made.recipe.calibration
     source = data if data is not None else asked.data
     if source is None:
-        needing = [n for n, a in made.algorithms.items() if implements(a, "observe")]
-        why = f"{', '.join(needing)} needs" if needing else "static activations need"
+        needing = ", ".join(made.needing_data)
+        why = f"{needing} needs" if needing else "static activations need"
         raise PlanError([f"{why} calibration data: pass --calibration PATH, or set calibration.data in the recipe"])
     samples, seq_len = samples or asked.samples, seq_len or asked.seq_len
     limit = made.model.max_tokens()

@@ -3,13 +3,13 @@
 An implementation may leave out arguments it does not need. It must not give any of them a default.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pluggy
 
 from gs_core.arrays import Array
-from gs_core.interfaces import Accumulator, Block, Layer, Output, Site, StaticInput, Transform
+from gs_core.interfaces import Accumulator, Block, Data, Layer, Output, Site, StaticInput, Transform
 from gs_core.linear_map import LinearMap
 from gs_core.quantized import QuantizedTensor
 from gs_schemas import QuantizationScheme
@@ -18,29 +18,39 @@ PROJECT = "golden_stick"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
+Record = Callable[..., None]
+"""``record(loss=[0.9, 0.5])``: plain data by name, which the report holds beside the block's and the plugin's name."""
+
 
 @hookspec(firstresult=True)
 def observe(site: Site, scheme: QuantizationScheme) -> Accumulator | None:
     """Asked for each site before the block runs: what to collect there, or None.
 
-    ``scheme`` is that of the site's layers.
+    ``scheme`` is that of the site's layers. A site of a cache is offered to the plugin that treats its kind, with
+    its attention module's scheme; the accumulator's result is the site's ``StaticInput``.
     """
 
 
 @hookspec(firstresult=True)
-def smooth(block: Block, layers: Sequence[Layer], observed: Mapping[str, Any]) -> Sequence[Transform]:  # type: ignore[empty-body]
+def smooth(  # type: ignore[empty-body]
+    block: Block, layers: Sequence[Layer], observed: Mapping[str, Any], data: Data, record: Record
+) -> Sequence[Transform]:
     """Asked once for each block: transforms that leave the float function as it was.
 
     ``observed`` holds the results of this plugin's own accumulators by site name; a site that no token reached
-    is missing from it.
+    is missing from it. ``data`` is the block's calibration data, for what learns. ``record`` puts facts about this
+    block into the report.
     """
 
 
 @hookspec(firstresult=True)
 def quantize(  # type: ignore[empty-body]
-    block: Block, layers: Sequence[Layer], observed: Mapping[str, Any]
+    block: Block, layers: Sequence[Layer], observed: Mapping[str, Any], data: Data, record: Record
 ) -> Mapping[str, QuantizedTensor]:
-    """Asked once for each block: a quantized tensor for every one of ``layers``, by layer name."""
+    """Asked once for each block: a quantized tensor for every one of ``layers``, by layer name.
+
+    The other arguments are those of ``smooth``.
+    """
 
 
 @hookspec(firstresult=True)

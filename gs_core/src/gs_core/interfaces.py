@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -75,13 +75,41 @@ class Layer(ABC):
         """Make the block compute with this weight from now on."""
 
 
+SiteKind = Literal["input", "key", "unrotated_key", "value"]
+"""What flows through a site: the input of layers, or what attention caches. A key is cached after its position was
+rotated into it; some engines quantize it before that, as it leaves the layer that makes it."""
+
+
 @dataclass(frozen=True)
 class Site:
-    """One activation tensor and the layers it feeds."""
+    """One activation tensor and the layers it feeds.
+
+    A site of a cache feeds no layers; its features are those of all its ``heads``, head by head, and ``dtype`` is the
+    name of the dtype that the model is stored in around it (scales follow it).
+    """
 
     name: str
     features: int
     layers: tuple[str, ...]
+    kind: SiteKind = "input"
+    heads: int = 0
+    dtype: str = ""
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """The keys and values that one attention module caches, known before any weight is read.
+
+    name: the module's full name as the checkpoint spells it (``model.layers.0.self_attn``). sites: its sites in
+    the order of execution, at most one of each kind. rotated_only: why its keys cannot be seen before their rotation,
+    where ``sites`` lacks that. alias: as in ``LayerInfo``.
+    """
+
+    name: str
+    block: int
+    sites: tuple[Site, ...]
+    rotated_only: str = ""
+    alias: str = ""
 
 
 @dataclass(frozen=True)
@@ -209,13 +237,19 @@ class Block(ABC):
 
     @abstractmethod
     def run(
-        self, tokens: np.ndarray, previous: Mapping[str, RawTensor] | None, on_site: OnSite | None = None
+        self,
+        tokens: np.ndarray,
+        previous: Mapping[str, RawTensor] | None,
+        on_site: OnSite | None = None,
+        weights: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
         """Compute the block on one batch. ``on_site`` sees, and replaces, what the site's map (``online``) made.
 
         tokens: int64 ``(batch, seq_len)``. previous: what the block before returned for the same batch
-        (``None`` for the first). Returns named arrays that ``run`` of the next block understands; ``hidden`` is
-        the residual stream, ``(batch, seq_len, hidden)``.
+        (``None`` for the first). weights: ``(out, in)`` float32 in place of layers' own, by layer name; when they
+        are given, even none, automatic differentiation follows the run wherever ``Model.differentiates``.
+        Returns named arrays that ``run`` of the next block understands; ``hidden`` is the residual stream,
+        ``(batch, seq_len, hidden)``.
         """
 
     def folds(self) -> Sequence[Fold]:
@@ -240,10 +274,16 @@ class Model(ABC):
     layers: list[LayerInfo]
     warnings: Sequence[str] = ()
     """What a user should know about how it was opened."""
+    differentiates: bool = False
+    """Whether its blocks compute with torch tensors that autograd can follow."""
     kept: dict[str, str]
     """Modules that could be mistaken for layers but stay in floating point: name, and why."""
     hidden: int = 0
     """How many features the residual stream has; 0 where the adapter cannot rotate it."""
+    caches: Sequence[CacheInfo] = ()
+    """What its attention modules cache, in the order of execution."""
+    uncached: str = "its adapter does not tell what attention caches"
+    """Why there are no caches, where there are none."""
 
     @property
     @abstractmethod
@@ -305,7 +345,7 @@ class Model(ABC):
 @dataclass(frozen=True)
 class StaticInput:
     """Parameters of a statically quantized activation, one element each: the scale in the dtype it is stored in,
-    the zero point in float32."""
+    the zero point in float32. Those of a cache have one element for each head or channel where its args say so."""
 
     scale: Array
     zero_point: Array | None = None
@@ -321,19 +361,37 @@ class LayerNumbers:
     """What its input goes through before it is quantized; the stored weight is meant for that."""
 
 
+@dataclass(frozen=True)
+class CacheNumbers:
+    """How an attention module's cache is to be computed: the args, and for each kind of site that is quantized its
+    static parameters (``None`` when they are found at run time)."""
+
+    args: QuantizationArgs
+    static: Mapping[SiteKind, StaticInput | None]
+
+
 # --- what plugins are made of --------------------------------------------------------------------------------
 
 
 class Accumulator(ABC):
     """Collects one statistic of one site over the batches."""
 
+    paired: ClassVar[bool] = False
+    """Whether it takes in pairs. Its algorithm must say that it needs the float stream."""
+
     @abstractmethod
     def update(self, x: Array) -> None:
         """Take in ``(tokens, features)`` in float32."""
 
+    def update_pair(self, x: Array, unquantized: Array | None) -> None:
+        """Where ``paired``, called instead of ``update``: beside ``x`` what the same tokens are when no block before
+        was quantized, of the same shape; None where they are not the same tokens (experts chosen otherwise)."""
+        self.update(x)
+
     @abstractmethod
     def result(self) -> Any:
-        """What the plugin that made it finds under the site's name in ``observed``."""
+        """What the plugin that made it finds under the site's name in ``observed``; of a site of a cache, the
+        ``StaticInput`` to quantize it with."""
 
     def rescale(self, scale: Array) -> bool:
         """Make it as if every ``x`` had been ``x / scale``, ``(features,)``. False when only a second look at
@@ -361,6 +419,35 @@ class Adapter(ABC):
         folder is opened with its weights dequantized). Raises ``CheckpointError``."""
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What an algorithm must be given beside the weights.
+
+    data: the model has to run on calibration data. gradient: blocks that can be differentiated.
+    float_stream: what reaches a block, and leaves it, when nothing was quantized; a second set of activations on disk.
+    """
+
+    data: bool = False
+    gradient: bool = False
+    float_stream: bool = False
+
+
+@dataclass(frozen=True)
+class Data:
+    """The calibration data of one block. Batches are read from disk when they are asked for.
+
+    batches: what reaches the block, the blocks before it quantized. Empty where the run needs no data.
+    floats: the same batches, no block quantized; targets: what the float block returns for ``floats``, as ``run``
+        returned it. Both empty unless the algorithm needs the float stream.
+    as_seen: makes the block's activations what an engine will see under its scheme. Not to be differentiated.
+    """
+
+    batches: Sequence[Batch] = ()
+    floats: Sequence[Batch] = ()
+    targets: Sequence[Mapping[str, RawTensor]] = ()
+    as_seen: OnSite = lambda name, x: None
+
+
 class Algorithm:
     """A stage plugin: implements some of ``observe``, ``smooth`` and ``quantize`` with ``@hookimpl``.
 
@@ -372,9 +459,22 @@ class Algorithm:
     def __init__(self, options: Any = None):
         self.options: Any = options if options is not None else self.Options()
 
+    @property
+    def kinds(self) -> tuple[SiteKind, ...]:
+        """The kinds of site that it treats. One that does not treat inputs has no part in quantizing layers."""
+        return ("input",)
+
     def unsupported(self, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:
         """Why it cannot treat this layer so, or ``None``. Asked while planning."""
         return None
+
+    def unsupported_cache(self, cache: CacheInfo, args: QuantizationArgs) -> str | None:
+        """Why it cannot treat this cache so, or ``None``. Asked while planning."""
+        return None
+
+    def needs(self, scheme: QuantizationScheme) -> Needs:
+        """What it needs for layers of this scheme. Asked while planning; by default data, when it observes."""
+        return Needs(data=hasattr(self, "observe"))
 
     def scatters(self, scheme: QuantizationScheme) -> bool:
         """Whether its tensors come with a ``group_index``. Asked while planning: few formats can hold one."""
@@ -424,6 +524,8 @@ class Finished:
     """File name → tensor name → bytes."""
     aliases: Mapping[str, str]
     """Module names of the layers whose modules are spelt otherwise than the checkpoint spells them."""
+    caches: Mapping[CacheInfo, QuantizationArgs] = field(default_factory=dict)
+    """Args of every cache that is quantized; its ``sites`` are those that are."""
     online: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """``LinearMap.describe()`` of the map at a layer's site, by layer; layers without one are missing."""
 
@@ -432,7 +534,7 @@ class CheckpointFormat:
     """A stage plugin that implements ``pack`` and ``export`` with ``@hookimpl``, and can read back what it wrote."""
 
     quant_method: ClassVar[str] = ""
-    """The ``quant_method`` of the ``quantization_config`` it reads."""
+    """The ``quant_method`` of the ``quantization_config`` it reads; engines know it by that name."""
     holds_group_index: ClassVar[bool] = False
     """Whether it can say that a group's input features are not neighbours."""
     holds_online: ClassVar[frozenset[str]] = frozenset()
@@ -441,6 +543,19 @@ class CheckpointFormat:
     def unsupported(self, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:
         """Why it cannot hold this layer so, or ``None``. Asked while planning."""
         return None
+
+    def unsupported_cache(self, cache: CacheInfo, args: QuantizationArgs) -> str | None:
+        """Why it cannot hold this cache so, or ``None``. ``cache.sites`` are those that are quantized. Asked while
+        planning."""
+        return "this checkpoint format has no place for a quantized KV cache"
+
+    def unsupported_online(self, kind: str, scheme: QuantizationScheme) -> str | None:
+        """Why it cannot say that the input of a layer of this scheme goes through a map of this kind, or ``None``.
+        By default ``holds_online`` says it for all schemes. Asked for each map that an algorithm makes; one that is
+        refused is dropped, and the report says so."""
+        return (
+            None if kind in self.holds_online else f"this checkpoint format holds no {kind} to be computed at run time"
+        )
 
     def layout(self, scheme: QuantizationScheme) -> str:
         """The name of the layout that ``pack`` is asked for (``pack-quantized``)."""
@@ -452,13 +567,25 @@ class CheckpointFormat:
         return None
 
     def conflicts(self, layers: Mapping[str, QuantizationScheme | None]) -> list[str]:
-        """What cannot stand together in one checkpoint. Asked while planning."""
+        """What cannot stand together in one checkpoint. Asked while planning. Where caches are quantized, every
+        attention module is named too, with a scheme that has no weights."""
         return []
 
     def remarks(self, online: Collection[str]) -> Sequence[str]:
         """What a user should know of a checkpoint that leaves maps of these kinds to be computed at run time. Shown in
         the plan and the report."""
         return ()
+
+    def recognises(self, folder: Path, config: Mapping[str, Any]) -> bool:
+        """Whether a quantized folder is of this format: by its ``quant_method``, unless the format says so elsewhere.
+
+        config: the folder's config.json.
+        """
+        return (config.get("quantization_config") or {}).get("quant_method") == self.quant_method
+
+    def pack_cache(self, cache: CacheInfo, numbers: CacheNumbers) -> Mapping[str, Array]:
+        """The tensors that a file holds for a quantized cache, by their full names; none for a dynamic one."""
+        return {}
 
     def read(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[Checkpoint, dict[str, LayerNumbers]]:
         """A checkpoint of this format as a floating-point one, and the numbers of each quantized layer.
@@ -467,6 +594,15 @@ class CheckpointFormat:
         read. Raises ``CheckpointError`` for what it does not understand.
         """
         raise NotImplementedError(f"{type(self).__name__} cannot be read back")
+
+    def read_caches(
+        self, checkpoint: Checkpoint, config: Mapping[str, Any], infos: Sequence[CacheInfo]
+    ) -> dict[str, CacheNumbers]:
+        """The numbers of each quantized cache by name. checkpoint: as it is stored. infos: all caches of the model.
+
+        Raises ``CheckpointError`` for what it does not understand.
+        """
+        return {}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -12,15 +12,28 @@ import numpy as np
 from gs_core import calibration, memory, numerics
 from gs_core.arrays import RawTensor
 from gs_core.errors import CheckpointError
-from gs_core.interfaces import Block, Finished, Layer, Output, SiteTransform, StaticInput, Transform
+from gs_core.hookspecs import Record
+from gs_core.interfaces import (
+    Batch,
+    Block,
+    CacheNumbers,
+    Data,
+    Finished,
+    Layer,
+    OnSite,
+    Output,
+    SiteTransform,
+    StaticInput,
+    Transform,
+)
 from gs_core.journal import Activations, Journal
-from gs_core.planning import Plan, Row
+from gs_core.planning import CacheRow, Plan, Row
 from gs_core.proving import apply_proved
 from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Stages, implements
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor, read_header
+from gs_core.streams import FLOAT, Arriving, Returned
 from gs_core.watching import Watch, fake_quantizer, is_finite, relative_error
-from gs_schemas import QuantizationScheme
 
 SHARD_BYTES = 5 * 10**9
 
@@ -34,7 +47,9 @@ class Outcome:
 
     packed: list[tuple[str, Tensor]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
+    caches: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
 
 
 def run(
@@ -65,7 +80,8 @@ def run(
         gc.collect()  # what a framework keeps in cycles would add up until the collector thinks of it
         memory.release()
         if index:
-            Activations(journal, index - 1).discard()
+            for stream in ("", FLOAT):
+                Activations(journal, index - 1, stream).discard()
     for part in range(max(blocks, len(journal.records)), parts):
         progress("export", blocks, blocks)
         files = stages.export(plan.recipe.format, Output(journal.out, part, parts, outside[part - blocks]))
@@ -87,21 +103,35 @@ class _Line:
     ):
         self.plan, self.stages, self.journal, self.batches, self.index = plan, stages, journal, batches, index
         self.rows: dict[str, Row] = {r.layer.name: r for r in plan.rows if r.layer.block == index}
+        self.caches: dict[str, CacheRow] = {
+            site.name: row for row in plan.caches if row.cache.block == index and row.args for site in row.cache.sites
+        }
         self.outcome = Outcome()
         self._progress = progress
+        self._float_stream = plan.needs_float_stream and bool(batches)
 
     def _stage(self, name: str) -> None:
         memory.release()
         self._progress(name, self.index, len(self.plan.model.blocks))
 
-    def _data(self) -> Iterator[tuple[np.ndarray, Mapping[str, RawTensor] | None]]:
-        before = Activations(self.journal, self.index - 1) if self.index else None
-        for number, tokens in enumerate(self.batches):
-            yield tokens, before.read(number) if before else None
+    def _data(self, stream: str = "") -> Sequence[Batch]:
+        return Arriving(self.journal, self.index, self.batches, stream)
+
+    def _all_data(self, watch: Watch) -> Data:
+        if not self._float_stream:
+            return Data(self._data(), as_seen=watch.as_seen())
+        targets = Returned(self.journal, self.index, len(self.batches), FLOAT)
+        return Data(self._data(), self._data(FLOAT), targets, watch.as_seen())
+
+    def _recorder(self, block: Block, algorithm: str) -> Record:
+        def record(**facts: Any) -> None:
+            self.outcome.records.append({"block": block.name, "algorithm": algorithm, **facts})
+
+        return record
 
     def run(self) -> Outcome:
         self._stage("load")
-        block = self.plan.model.block(self.index, next(self._data(), None))
+        block = self.plan.model.block(self.index, next(iter(self._data()), None))
         quantizing = []
         for name, row in self.rows.items():
             if row.scheme is not None:
@@ -110,7 +140,11 @@ class _Line:
                 quantizing.append(layer)
         for layer in quantizing:
             _check_weight(layer)
-        watch = Watch(self.stages, block, self.rows, self._data, len(self.batches))
+        if self._float_stream:
+            self._stage("propagate")
+            self._propagate(block, None, FLOAT)
+        floats = self._data(FLOAT) if self._float_stream else ()
+        watch = Watch(self.stages, block, self.rows, self._data(), floats, self.caches)
         if self.batches:
             smoothing = self._algorithms("smooth")
             blind = list(takewhile(lambda name: not implements(self.plan.algorithms[name], "observe"), smoothing))
@@ -121,12 +155,37 @@ class _Line:
             for name in smoothing[len(blind) :]:
                 self._smooth(name, block, quantizing, watch)
         static = {name: site.static_input() for name, site in watch.sites.items()}
+        caches = watch.static_caches()
         self._quantize(block, quantizing, watch, static)
+        self._pack_caches(watch, caches)
         if self.batches and self.index + 1 < len(self.plan.model.blocks):
             self._stage("propagate")
-            self._propagate(block, static)
+            self._propagate(block, watch.as_seen())
         self.outcome.packed += block.rest({layer.name for layer in quantizing})
         return self.outcome
+
+    def _pack_caches(self, watch: Watch, static: Mapping[str, StaticInput | None]) -> None:
+        for row in dict.fromkeys(self.caches.values()):
+            assert row.args is not None
+            numbers = CacheNumbers(row.args, {site.kind: static[site.name] for site in row.cache.sites})
+            self.outcome.packed += self.plan.format.pack_cache(row.cache, numbers).items()
+            for site in row.cache.sites:
+                seen = watch.sites.get(site.name)
+                error = None
+                if seen is not None and seen.tokens:
+                    x = seen.sample.result()
+                    back = fake_quantizer({}, {site.name: (site, row.args, static[site.name])})(site.name, x)
+                    error = float(f"{relative_error(x, back):.4g}")
+                self.outcome.caches.append(
+                    {
+                        "cache": row.cache.name,
+                        "of": site.kind,
+                        "scheme": row.scheme.describe(),
+                        "algorithm": row.algorithm,
+                        "error": error,
+                        "tokens": seen.tokens if seen else 0,
+                    }
+                )
 
     def _algorithms(self, hook: str) -> list[str]:
         named = [n for row in self.rows.values() for n in row.algorithms]
@@ -135,14 +194,16 @@ class _Line:
     def _smooth(self, name: str, block: Block, layers: Sequence[Layer], watch: Watch) -> None:
         self._stage("smooth")
         mine = [layer for layer in layers if name in self.rows[layer.name].algorithms]
-        transforms = self.stages.smooth(name, block, mine, watch.observed(name))
+        data, record = self._all_data(watch), self._recorder(block, name)
+        transforms = self.stages.smooth(name, block, mine, watch.observed(name), data, record)
         if not transforms:
             self.outcome.notes.append(f"{block.name}: {name} found nowhere to fold a scale")
         refused = [(t, why) for t in transforms if (why := self._refusal(block, t))]
         possible = [t for t in transforms if not self._refusal(block, t)]
-        applied, dropped = apply_proved(block, possible, next(self._data()))
+        applied, dropped = apply_proved(block, possible, self._data()[0])
         for transform in applied:
             watch.account(transform)
+        watch.renew_caches(applied)
         for transform, why in [*refused, *dropped]:
             self.outcome.notes.append(f"{block.name}: {name} at {transform.where} was dropped: {why}")
 
@@ -150,10 +211,14 @@ class _Line:
         """Why the checkpoint could not say it."""
         if not isinstance(transform, SiteTransform):
             return None
-        if transform.map.kind not in self.plan.format.holds_online:
-            return f"this checkpoint format holds no {transform.map.kind} map to be computed at run time"
-        floating = [n for n in block.sites[transform.site].layers if self.rows[n].scheme is None]
-        return f"{', '.join(floating)} shares the input and stays in floating point" if floating else None
+        layers = block.sites[transform.site].layers
+        floating = [n for n in layers if self.rows[n].scheme is None]
+        if floating:
+            return f"{', '.join(floating)} shares the input and stays in floating point"
+        asked = (
+            self.plan.format.unsupported_online(transform.map.kind, s) for n in layers if (s := self.rows[n].scheme)
+        )
+        return next((why for why in asked if why), None)
 
     def _quantize(
         self, block: Block, layers: Sequence[Layer], watch: Watch, static: Mapping[str, StaticInput | None]
@@ -163,7 +228,8 @@ class _Line:
             if not mine:
                 continue
             self._stage("quantize")
-            tensors = self.stages.quantize(name, block, mine, watch.observed(name))
+            data, record = self._all_data(watch), self._recorder(block, name)
+            tensors = self.stages.quantize(name, block, mine, watch.observed(name), data, record)
             self._stage("pack")
             for layer in mine:
                 self._pack(block, layer, tensors[layer.name], watch, static.get(layer.site))
@@ -207,16 +273,10 @@ class _Line:
             | ({} if online is None else {"online": online.describe()})
         )
 
-    def _propagate(self, block: Block, static: Mapping[str, StaticInput | None]) -> None:
-        quantized: dict[str, tuple[QuantizationScheme, StaticInput | None]] = {}
-        for site in block.sites.values():
-            schemes = [self.rows[name].scheme for name in site.layers]
-            # A site that feeds layers of different activation schemes stays float here: only one of them differs.
-            if schemes[0] and all(s and s.inputs == schemes[0].inputs for s in schemes):
-                quantized[site.name] = (schemes[0], static.get(site.name))
-        after = Activations(self.journal, self.index)
-        for number, (tokens, previous) in enumerate(self._data()):
-            after.write(number, block.run(tokens, previous, fake_quantizer(quantized)))
+    def _propagate(self, block: Block, on_site: OnSite | None, stream: str = "") -> None:
+        after = Activations(self.journal, self.index, stream)
+        for number, (tokens, previous) in enumerate(self._data(stream)):
+            after.write(number, block.run(tokens, previous, on_site))
 
 
 def _check_weight(layer: Layer) -> None:
@@ -244,7 +304,9 @@ def _record(journal: Journal, part: int, files: Sequence[str], outcome: Outcome,
             "part": part,
             "files": {name: (journal.out / name).stat().st_size for name in files},
             "layers": outcome.layers,
+            "caches": outcome.caches,
             "notes": outcome.notes,
+            "records": outcome.records,
             "seconds": round(seconds, 3),
         }
     )
@@ -255,10 +317,11 @@ def _finished(plan: Plan, journal: Journal) -> Finished:
         name: {n: t.nbytes for n, t in read_header(journal.out / name).items()}
         for record in journal.records
         for name in record["files"]
-        if name.endswith(".safetensors")
+        if name.endswith((".safetensors", ".ckpt"))
     }
     schemes = {row.layer.name: row.scheme for row in plan.rows if row.scheme is not None}
     kept = [row.layer.name for row in plan.rows if row.scheme is None] + list(plan.model.kept)
     aliases = {row.layer.name: row.layer.alias for row in plan.rows if row.layer.alias}
+    caches = {row.cache: row.args for row in plan.caches if row.args}
     online = {row["layer"]: row["online"] for record in journal.records for row in record["layers"] if "online" in row}
-    return Finished(plan.model.config(), schemes, kept, plan.model.files(), shards, aliases, online)
+    return Finished(plan.model.config(), schemes, kept, plan.model.files(), shards, aliases, caches, online)

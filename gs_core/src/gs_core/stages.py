@@ -9,12 +9,18 @@ from gs_core import hookspecs
 from gs_core.arrays import Array
 from gs_core.discovery import Plugin
 from gs_core.errors import PluginError
-from gs_core.interfaces import Accumulator, Block, Layer, Output, Site, StaticInput, Transform
+from gs_core.hookspecs import Record
+from gs_core.interfaces import Accumulator, Block, Data, Layer, Output, Site, StaticInput, Transform
 from gs_core.linear_map import LinearMap
 from gs_core.quantized import QuantizedTensor
 from gs_schemas import QuantizationScheme
 
 HOOKS = ("observe", "smooth", "quantize", "pack", "export")
+NO_DATA = Data()
+
+
+def unrecorded(**facts: Any) -> None:
+    """Where there is no report."""
 
 
 def implements(plugin: Any, hook: str) -> bool:
@@ -78,16 +84,32 @@ class Stages:
         )
         return answer
 
-    def smooth(self, name: str, block: Block, layers: Sequence[Layer], observed: Mapping[str, Any]) -> list[Transform]:
-        answer = self._call("smooth", name, block=block, layers=layers, observed=observed) or ()
+    def smooth(
+        self,
+        name: str,
+        block: Block,
+        layers: Sequence[Layer],
+        observed: Mapping[str, Any],
+        data: Data = NO_DATA,
+        record: Record = unrecorded,
+    ) -> list[Transform]:
+        given = {"block": block, "layers": layers, "observed": observed, "data": data, "record": record}
+        answer = self._call("smooth", name, **given) or ()
         ok = isinstance(answer, Sequence) and all(isinstance(t, Transform) for t in answer)
         self._answer("smooth", name, ok, answer, "a list of transforms")
         return list(answer)
 
     def quantize(
-        self, name: str, block: Block, layers: Sequence[Layer], observed: Mapping[str, Any]
+        self,
+        name: str,
+        block: Block,
+        layers: Sequence[Layer],
+        observed: Mapping[str, Any],
+        data: Data = NO_DATA,
+        record: Record = unrecorded,
     ) -> dict[str, QuantizedTensor]:
-        answer = self._call("quantize", name, block=block, layers=layers, observed=observed)
+        given = {"block": block, "layers": layers, "observed": observed, "data": data, "record": record}
+        answer = self._call("quantize", name, **given)
         wanted = {layer.name: layer.shape for layer in layers}
         ok = isinstance(answer, Mapping) and all(
             isinstance(answer.get(n), QuantizedTensor) and answer[n].shape == s for n, s in wanted.items()

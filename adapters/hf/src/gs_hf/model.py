@@ -10,12 +10,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gs_core import CalibrationError, CheckpointError, LayerInfo, LinearMap, Model, Site
+from gs_core import CacheInfo, CalibrationError, CheckpointError, LayerInfo, LinearMap, Model, Site
 from gs_core.arrays import RawTensor
 from gs_core.interfaces import Batch
 from gs_core.storage import INDEX, Checkpoint, Tensor
 from gs_hf import topology
 from gs_hf.block import HFBlock
+from gs_hf.caches import observe_caches
 from gs_hf.construct import find_blocks
 from gs_hf.layers import Layers
 from gs_hf.naming import name_places
@@ -29,6 +30,8 @@ LOGIT_BYTES = 256 * 2**20
 
 class HFModel(Model):
     """See ``gs_core.Model``. The module's parameters are on the meta device but for the block being worked on."""
+
+    differentiates = True
 
     def __init__(
         self,
@@ -63,6 +66,11 @@ class HFModel(Model):
         self.kept = self.found.kept
         if not self.layers:
             raise CheckpointError(f"{folder}: found no layer to quantize in {type(module).__name__}")
+        cached, self.uncached = observe_caches(module)
+        self.cache_at: dict[int, CacheInfo] = {each.index: self.found.add_cache(each) for each in cached}
+        self.caches = list(self.cache_at.values())
+        self.makers = {each.maker: self.cache_at[each.index].sites[0].name for each in cached if each.maker}
+        """Parameters whose products are keys before their rotation, and the sites of those."""
         self.copied: Any = None
         """Keeps the folder of a live model's weights, which is removed with it; None for the user's own folder."""
         self.runner: Runner | None = None

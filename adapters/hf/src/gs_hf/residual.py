@@ -14,14 +14,16 @@ import torch
 from gs_core import CheckpointError, LinearMap
 from gs_core.arrays import RawTensor, astype, to_raw
 from gs_core.errors import reason
+from gs_core.interfaces import Batch
+from gs_core.probing import close, pattern
 from gs_core.proving import PROOF_TOLERANCE
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor
 from gs_core.watching import channel_error
 from gs_hf.applying import Change, feed
-from gs_hf.folding import norm_folds, pattern
-from gs_hf.probing import Prober, close
-from gs_hf.running import Outputs, to_torch
-from gs_hf.watch import Use
+from gs_hf.folding import norm_folds
+from gs_hf.probing import HFProber
+from gs_hf.running import Outputs, take_up, to_torch
+from gs_hf.watch import OnUse, Use
 
 if TYPE_CHECKING:
     from gs_hf.block import HFBlock
@@ -72,13 +74,12 @@ class Residual:
 
     # --- a block ---------------------------------------------------------------------------------------------
 
-    def enter(self, block: "HFBlock", tokens: np.ndarray, previous: Outputs | None) -> None:
+    def enter(self, block: "HFBlock", batch: Batch) -> None:
         """Rotate a loaded block, which is then proved on real activations. Raises ``CheckpointError``."""
         self.active = False
         try:
-            plain = None if previous is None else previous | {"hidden": self.rotation.undo(previous["hidden"])}
-            prober = Prober(block, tokens, plain)
-            outputs = block.compute(prober.tokens, prober.previous)
+            prober = HFProber(block, _with_hidden(batch, self.rotation.undo))
+            outputs = _compute(prober)
             entering = self._entering(prober, outputs) if block.index == len(self.model.blocks) - 1 else None
             writers = _writers(prober)
             norms = _reading_norms(prober, writers)
@@ -110,11 +111,9 @@ class Residual:
             block.parameters[bias].copy_(self.rotation.apply(block.parameters[bias]))
             block.changed.add(bias)
 
-    def _prove(self, block: "HFBlock", prober: Prober, entering: torch.Tensor | None) -> None:
-        previous = prober.previous
-        if previous is not None:
-            previous = previous | {"hidden": self.rotation.apply(previous["hidden"])}
-        outputs = block.compute(prober.tokens, previous)
+    def _prove(self, block: "HFBlock", prober: HFProber, entering: torch.Tensor | None) -> None:
+        prober.batch = _with_hidden(prober.batch, self.rotation.apply)
+        outputs = _compute(prober)
         change = channel_error(prober.base.hidden, self.rotation.undo(outputs["hidden"]))
         if entering is not None:
             weight, offset = self.norm.weight.clone(), _offset(self.norm)
@@ -128,11 +127,11 @@ class Residual:
                 f"(by {change:.1e}); leave the rotation out (for hadamard set r1: false)"
             )
 
-    def _entering(self, prober: Prober, outputs: Outputs) -> torch.Tensor:
+    def _entering(self, prober: HFProber, outputs: Outputs) -> torch.Tensor:
         """What enters the head when the last block returns ``outputs``; the head itself is not loaded for that."""
         runner = self.model.runner
         assert runner is not None
-        return runner.enters(self.head, prober.tokens, outputs)
+        return runner.enters(self.head, prober.batch[0], outputs)
 
     # --- what lies outside the blocks ------------------------------------------------------------------------
 
@@ -172,6 +171,19 @@ class Residual:
             return RawTensor(tensor.dtype, tuple(tensor.shape), data)
 
         return DerivedTensor(name, tensor.dtype, tuple(tensor.shape), make, slices)
+
+
+def _with_hidden(batch: Batch, change: Change) -> Batch:
+    """A batch with another residual stream; the first block's has none yet."""
+    tokens, previous = batch
+    if previous is None:
+        return batch
+    return tokens, {**previous, "hidden": to_raw(change(to_torch(previous["hidden"])))}
+
+
+def _compute(prober: HFProber, on_use: OnUse | None = None) -> Outputs:
+    block, (tokens, previous) = prober.block, prober.batch
+    return block.compute(tokens, take_up(previous, block.model.device), on_use)
 
 
 def untied(config: dict[str, Any]) -> dict[str, Any]:
@@ -215,7 +227,7 @@ def _offset(norm: torch.nn.Module) -> float:
     return 0.0 if close(_alone(norm, 0.0)(torch.ones(1, norm.weight.shape[0])), torch.zeros(1)) else 1.0
 
 
-def _reading_norms(prober: Prober, writers: list[str]) -> list[tuple[str, tuple[str, ...], float]]:
+def _reading_norms(prober: HFProber, writers: list[str]) -> list[tuple[str, tuple[str, ...], float]]:
     """Norms whose input is the residual stream, the sites they feed, and their offsets."""
     block = prober.block
     root = block.model.module.get_submodule(block.prefix.rstrip("."))
@@ -242,7 +254,7 @@ def _reading_norms(prober: Prober, writers: list[str]) -> list[tuple[str, tuple[
 # --- writers -------------------------------------------------------------------------------------------------
 
 
-def _writers(prober: Prober) -> list[str]:
+def _writers(prober: HFProber) -> list[str]:
     """Parameters whose products are added to the stream, each channel to its own.
 
     With every other product of the block held fixed, turning one's channels round must turn round just what it adds
@@ -260,7 +272,7 @@ def _writers(prober: Prober) -> list[str]:
     return [p for p in prober.block.parameters if p in found or (pattern(p) != p and pattern(p) in patterns)]
 
 
-def _record(prober: Prober) -> dict[tuple[str, int | None], list[torch.Tensor]]:
+def _record(prober: HFProber) -> dict[tuple[str, int | None], list[torch.Tensor]]:
     """Every product of the block, in order."""
     products: dict[tuple[str, int | None], list[torch.Tensor]] = {}
 
@@ -269,12 +281,12 @@ def _record(prober: Prober) -> dict[tuple[str, int | None], list[torch.Tensor]]:
         products.setdefault((use.parameter, use.expert), []).append(y.clone())
         return y
 
-    prober.block.compute(prober.tokens, prober.previous, keep)
+    _compute(prober, keep)
     return products
 
 
 def _replay(
-    prober: Prober, products: dict[tuple[str, int | None], list[torch.Tensor]], parameter: str, change: Change
+    prober: HFProber, products: dict[tuple[str, int | None], list[torch.Tensor]], parameter: str, change: Change
 ) -> torch.Tensor:
     """The block's output with recorded products in place of computed ones, those of one parameter changed."""
     left = {key: iter(ys) for key, ys in products.items()}
@@ -283,14 +295,14 @@ def _replay(
         y = next(left[use.parameter, use.expert]).clone()
         return change(y) if use.parameter == parameter else y
 
-    return prober.block.compute(prober.tokens, prober.previous, answer)["hidden"].clone()
+    return _compute(prober, answer)["hidden"].clone()
 
 
-def _passing(prober: Prober, writers: list[str]) -> torch.Tensor:
+def _passing(prober: HFProber, writers: list[str]) -> torch.Tensor:
     """The block's output when nothing is written to the stream."""
 
     def silence(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
         y = compute(x)
         return torch.zeros_like(y) if use.parameter in writers else y
 
-    return prober.block.compute(prober.tokens, prober.previous, silence)["hidden"].clone()
+    return _compute(prober, silence)["hidden"].clone()

@@ -68,11 +68,13 @@ def collapsed(table: list[dict[str, Any]]) -> list[list[str]]:
 def totals(made: "Plan") -> dict[str, Any]:
     """Sizes in bytes; the one after is an estimate."""
     quantized = [row for row in made.rows if row.scheme is not None]
+    caches = [row for row in made.caches if row.args is not None]
     before = made.model.nbytes()
     return {
         "blocks": len(made.model.blocks),
         "layers_quantized": len(quantized),
-        "layers_kept": len(made.table()) - len(quantized),
+        "layers_kept": len(made.table()) - len(made.caches) - len(quantized),
+        "caches_quantized": len(caches),
         "parameters_quantized": sum(prod(row.layer.shape) for row in quantized),
         "bytes_before": before,
         "bytes_after": before - sum(_saved(row) for row in quantized),
@@ -106,6 +108,7 @@ def summary(found: dict[str, Any]) -> str:
         [
             f"{plural(found['blocks'], 'block')}, {plural(found['layers_quantized'], 'layer')} quantized "
             f"({count(found['parameters_quantized'])} parameters), {found['layers_kept']} kept in float",
+            *([f"{plural(found['caches_quantized'], 'KV cache')} quantized"] if found["caches_quantized"] else []),
             f"{size(before)} → about {size(after)}",
             data,
         ]

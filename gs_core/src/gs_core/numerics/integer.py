@@ -9,6 +9,7 @@ from typing import Any
 
 from gs_core.arrays import Array, astype, device, namespace
 from gs_core.numerics import groups
+from gs_core.numerics.minifloat import nearest
 from gs_core.quantized import QuantizedTensor
 from gs_schemas import QuantizationArgs
 
@@ -40,7 +41,10 @@ def scale_from_range(low: Array, high: Array, args: QuantizationArgs, scale_dtyp
 
 
 def encode(x: Array, scale: Array, zero_point: Array | None, args: QuantizationArgs) -> Array:
-    """Codes of ``x`` in float32. ``scale`` and ``zero_point`` broadcast against ``x``."""
+    """Codes of ``x`` in float32. ``scale`` and ``zero_point`` broadcast against ``x``. A floating-point code is the
+    number it says."""
+    if args.number.kind == "float":
+        return nearest(x / scale, args.number)
     xp = namespace(x)
     codes = xp.round(x / scale)
     if zero_point is not None:

@@ -10,7 +10,16 @@ import pytest
 from gs_core.arrays import astype, from_raw, to_raw
 from gs_core.errors import CheckpointError
 from gs_core.interfaces import Model
-from gs_core.storage import INDEX, SINGLE, Checkpoint, DerivedTensor, StoredTensor, Tensor, write_json, write_safetensors
+from gs_core.storage import (
+    INDEX,
+    SINGLE,
+    Checkpoint,
+    DerivedTensor,
+    StoredTensor,
+    Tensor,
+    write_json,
+    write_safetensors,
+)
 from gs_core.testing.model import Case, LiveModelSuite, contents, random_scale, random_stream
 from gs_core.testing.suite import forward, numpy, sentence
 from gs_core.watching import channel_error

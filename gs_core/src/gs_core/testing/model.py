@@ -86,6 +86,7 @@ class LiveModelSuite(Suite):
             block = model.block(index, batch)
             assert (block.index, block.name) == (index, name)
             fed = [layer for site in block.sites.values() for layer in site.layers]
+            assert all((site.kind == "input") == bool(site.layers) for site in block.sites.values())
             assert sorted(fed) == sorted(block.layers), "each layer is fed by one site"
             for layer in block.layers.values():
                 assert layer.info.block == index
@@ -93,6 +94,19 @@ class LiveModelSuite(Suite):
                 found.append(layer.info)
             batch = after(block, batch)
         assert found == model.layers, "in the order of execution"
+
+    def test_caches_and_sites_agree(self, model: Model, block: Block) -> None:
+        assert len({cache.name for cache in model.caches}) == len(model.caches)
+        assert model.caches or sentence(model.uncached), "it says why there are none"
+        mine = [cache for cache in model.caches if cache.block == block.index]
+        sites = [site for cache in mine for site in cache.sites]
+        assert sites == [site for site in block.sites.values() if site.kind != "input"], "in the order of execution"
+        assert all(site.heads > 0 and site.features % site.heads == 0 for site in sites)
+        for cache in mine:
+            kinds = [site.kind for site in cache.sites]
+            assert {"key", "value"} <= set(kinds)
+            assert len(set(kinds)) == len(kinds)
+            assert "unrotated_key" in kinds or sentence(cache.rotated_only)
 
     def test_every_kept_module_has_a_reason(self, model: Model) -> None:
         assert all(sentence(reason) for reason in model.kept.values())
@@ -153,7 +167,7 @@ class LiveModelSuite(Suite):
     def test_a_layer_multiplies_by_the_transpose_of_its_weight(self, block: Block, batch: Batch) -> None:
         """``(x Q) (W Q)ᵀ = x Wᵀ`` for an orthogonal Q: true only of a weight that is ``(out, in)``, all of it."""
         before = forward(block, batch)
-        for site in block.sites.values():
+        for site in filter(lambda site: site.layers, block.sites.values()):
             kept = {name: block.layers[name].weight() for name in site.layers}
             rotation = random_rotation(site.features, next(iter(kept.values())))
 
@@ -170,6 +184,30 @@ class LiveModelSuite(Suite):
                 block.layers[name].set_weight(weight @ rotation)
             for name, weight in kept.items():
                 block.layers[name].set_weight(weight)
+
+    def test_given_weights_take_the_place_of_the_layers_own(self, block: Block, batch: Batch) -> None:
+        before, random = forward(block, batch), np.random.default_rng(0)
+        assert np.array_equal(numpy(block.run(*batch, weights={})["hidden"]), before)
+        changed = {}
+        for name, layer in block.layers.items():
+            weight = layer.weight()
+            factors = random.uniform(0.5, 1.5, weight.shape).astype(np.float32)
+            changed[name] = weight * namespace(weight).asarray(factors, device=device(weight))
+        given = numpy(block.run(*batch, weights=changed)["hidden"])
+        assert np.array_equal(forward(block, batch), before), "for one run"
+        for name, weight in changed.items():
+            block.layers[name].set_weight(weight)
+        assert channel_error(forward(block, batch), given) < self.tolerance
+
+    def test_autograd_follows_a_run_with_given_weights(self, model: Model, block: Block, batch: Batch) -> None:
+        if not model.differentiates:
+            pytest.skip("its blocks cannot be differentiated")
+        weights = {name: layer.weight().requires_grad_() for name, layer in block.layers.items()}
+        factors = {name: namespace(next(iter(weights.values()))).ones(()).requires_grad_() for name in block.sites}
+        block.run(*batch, lambda name, x: x * factors[name], weights)["hidden"].square().sum().backward()
+        assert all(weight.grad is not None and bool((weight.grad != 0).any()) for weight in weights.values())
+        assert all(factor.grad is not None and bool(factor.grad != 0) for factor in factors.values())
+        assert not block.run(*batch)["hidden"].requires_grad
 
     def test_losses_are_those_of_the_next_token(self, model: Model, tokens: np.ndarray) -> None:
         losses = self.losses(model, tokens)
@@ -227,10 +265,10 @@ class LiveModelSuite(Suite):
                     block.apply(random_scale(fold, block))
 
     def inputs(self, block: Block, batch: Batch) -> dict[str, np.ndarray]:
-        """The activation at each site."""
+        """The activation at each site but those of caches, which may lie between a fold's producer and its sites."""
         seen: dict[str, np.ndarray] = {}
         block.run(*batch, lambda name, x: seen.update({name: numpy(x).copy()}))
-        return seen
+        return {name: x for name, x in seen.items() if block.sites[name].layers}
 
     def test_undoing_a_fold_restores_every_bit(self, block: Block, batch: Batch) -> None:
         def state() -> dict[str, Any]:
@@ -254,8 +292,8 @@ class LiveModelSuite(Suite):
 
     def test_a_rotated_stream_keeps_the_function(self, case: Case, model: Model, tokens: np.ndarray) -> None:
         """Every block takes and returns the rotated stream, and the losses are what they were."""
-        rotation, batch = random_stream(model), (tokens, None)
-        wanted = self.losses(model, tokens)
+        rotation, wanted = random_stream(model), self.losses(model, tokens)
+        batch: Batch = (tokens, None)
         outputs = []
         for index in range(len(model.blocks)):
             outputs.append(forward(model.block(index, batch), batch))
@@ -320,7 +358,7 @@ def random_stream(model: Model) -> LinearMap:
 
 
 def random_maps(block: Block) -> list[FoldTransform | SiteTransform]:
-    """A mixing of every fold's heads, and a scaled Kronecker pair for every site."""
+    """A mixing of every fold's heads, and a scaled Kronecker pair for every site of layers."""
     random = np.random.default_rng(0)
 
     def factor(size: int) -> np.ndarray:
@@ -328,7 +366,7 @@ def random_maps(block: Block) -> list[FoldTransform | SiteTransform]:
 
     mixing = [FoldTransform(fold, LinearMap((factor(fold.head),))) for fold in block.folds() if fold.head > 1]
     found: list[FoldTransform | SiteTransform] = [*mixing]
-    for site in block.sites.values():
+    for site in (site for site in block.sites.values() if site.layers):
         left = next(size for size in range(int(site.features**0.5), 0, -1) if site.features % size == 0)
         scale = (2 ** random.uniform(-1, 1, site.features)).astype(np.float32)
         pair = LinearMap((factor(left), factor(site.features // left)), scale)

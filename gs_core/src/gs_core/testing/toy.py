@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from gs_core.arrays import Array, RawTensor, astype, from_raw, to_raw
+from gs_core.arrays import Array, RawTensor, astype, from_raw, namespace, to_raw
 from gs_core.errors import CheckpointError, PlanError
 from gs_core.interfaces import (
     Adapter,
     Batch,
     Block,
+    CacheInfo,
     ChannelScale,
     Fold,
     FoldTransform,
@@ -78,16 +79,25 @@ class ToyModel(Model):
         self.kept = {"lm_head": "outside the decoder blocks"}
         self.hidden = self.shape.hidden
         self.rotation: LinearMap | None = None
+        self.differentiates = hasattr(asarray(np.zeros(1, np.float32)), "requires_grad")
         self.layers = [
             self._info(index, f"{block}.{layer}", f"{block}.{first}.input")
             for index, block in enumerate(self.blocks)
             for layer, first in SHARED.items()
         ]
+        self.caches = [self._cache(index, f"{block}.attention") for index, block in enumerate(self.blocks)]
 
     def _info(self, index: int, name: str, site: str) -> LayerInfo:
         stored = self.checkpoint[f"{name}.weight"]
         rows, columns = stored.shape
         return LayerInfo(name, index, (rows, columns), site, stored.dtype)
+
+    def _cache(self, index: int, name: str) -> CacheInfo:
+        features, heads = self.shape.values, self.shape.kv_heads
+        dtype = self.checkpoint[f"{self.blocks[index]}.k.weight"].dtype
+        key = Site(f"{name}.key", features, (), "key", heads, dtype)
+        value = Site(f"{name}.value", features, (), "value", heads, dtype)
+        return CacheInfo(name, index, (key, value), rotated_only="the toy rotates no positions into them")
 
     @property
     def blocks(self) -> Sequence[str]:
@@ -181,7 +191,9 @@ class ToyBlock(Block):
         infos = [info for info in model.layers if info.block == index]
         self.layers: dict[str, Layer] = {info.name: ToyLayer(info, self) for info in infos}
         together = {site: [i for i in infos if i.site == site] for site in dict.fromkeys(i.site for i in infos)}
-        self.sites = {s: Site(s, fed[0].shape[1], tuple(i.name for i in fed)) for s, fed in together.items()}
+        inputs = [Site(s, fed[0].shape[1], tuple(i.name for i in fed)) for s, fed in together.items()]
+        # Keys and values come of the first site, and before the second.
+        self.sites = {site.name: site for site in [inputs[0], *model.caches[index].sites, *inputs[1:]]}
 
     def read(self, name: str) -> np.ndarray:
         return self.weights[name] if name in self.weights else self.model.read(name)
@@ -193,28 +205,38 @@ class ToyBlock(Block):
     # --- running ---------------------------------------------------------------------------------------------
 
     def run(
-        self, tokens: np.ndarray, previous: Mapping[str, RawTensor] | None, on_site: OnSite | None = None
+        self,
+        tokens: np.ndarray,
+        previous: Mapping[str, RawTensor] | None,
+        on_site: OnSite | None = None,
+        weights: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
-        x = self.model.read("embed.weight")[tokens] if previous is None else from_raw(previous["hidden"])
+        """Everything is computed in the library of ``asarray``: with torch's, autograd follows."""
+        asarray, given = self.model.asarray, weights or {}
+        x = asarray(self.model.read("embed.weight")[tokens] if previous is None else from_raw(previous["hidden"]))
+        xp = namespace(x)
+
+        def norm(name: str, activation: Array) -> Array:
+            return rms_norm(activation, asarray(self.read(f"{self.name}.{name}.weight")))
 
         listener = through(self.online, on_site)
 
-        def arrives(layer: str, activation: np.ndarray) -> np.ndarray:
+        def arrives(at: str, activation: Array) -> Array:
             if listener is None:
                 return activation
-            flat = activation.reshape(-1, activation.shape[-1])
-            answer = listener(f"{self.name}.{layer}.input", self.model.asarray(flat))
-            return activation if answer is None else to_float32(answer).reshape(activation.shape)
+            answer = listener(f"{self.name}.{at}", xp.reshape(activation, (-1, activation.shape[-1])))
+            return activation if answer is None else xp.reshape(answer, activation.shape)
 
-        def product(layer: str, activation: np.ndarray) -> np.ndarray:
-            return activation @ self.read(f"{self.name}.{layer}.weight").T
+        def product(layer: str, activation: Array) -> Array:
+            name = f"{self.name}.{layer}"
+            return activation @ (given[name] if name in given else asarray(self.read(f"{name}.weight"))).T
 
-        n = arrives("q", rms_norm(x, self.read(f"{self.name}.attention_norm.weight")))
-        mixed = attention(product("q", n), product("k", n), product("v", n), self.model.shape)
-        x = x + product("o", arrives("o", mixed))
-        n = arrives("gate", rms_norm(x, self.read(f"{self.name}.mlp_norm.weight")))
-        x = x + product("down", arrives("down", silu(product("gate", n)) * product("up", n)))
-        return {"hidden": self.model.asarray(x)}
+        n = arrives("q.input", norm("attention_norm", x))
+        k, v = arrives("attention.key", product("k", n)), arrives("attention.value", product("v", n))
+        x = x + product("o", arrives("o.input", attention(product("q", n), k, v, self.model.shape)))
+        n = arrives("gate.input", norm("mlp_norm", x))
+        x = x + product("down", arrives("down.input", silu(product("gate", n)) * product("up", n)))
+        return {"hidden": x}
 
     # --- transforms ------------------------------------------------------------------------------------------
 
@@ -288,24 +310,30 @@ class ToyBlock(Block):
 # --- the arithmetic, float32 throughout --------------------------------------------------------------------------
 
 
-def rms_norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + np.float32(1e-6)) * weight
+def rms_norm(x: Array, weight: Array) -> Array:
+    xp = namespace(x)
+    return x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + 1e-6) * weight
 
 
-def silu(x: np.ndarray) -> np.ndarray:
-    return x / (1 + np.exp(-x))
+def silu(x: Array) -> Array:
+    return x / (1 + namespace(x).exp(-x))
 
 
-def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, shape: ToyConfig) -> np.ndarray:
+def attention(q: Array, k: Array, v: Array, shape: ToyConfig) -> Array:
     """Causal attention, grouped key and value heads, no positions. ``(batch, length, heads * head)``."""
+    xp = namespace(q)
     batch, length, _ = q.shape
-    q = q.reshape(batch, length, shape.kv_heads, -1, shape.head).transpose(0, 2, 3, 1, 4)
-    k, v = (a.reshape(batch, length, shape.kv_heads, 1, shape.head).transpose(0, 2, 3, 1, 4) for a in (k, v))
-    scores = q @ k.swapaxes(-1, -2) / np.float32(shape.head) ** np.float32(0.5)
-    scores = np.where(np.tri(length, dtype=bool), scores, np.float32(-np.inf))
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    mixed = weights / weights.sum(axis=-1, keepdims=True) @ v
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1)
+
+    def by_head(x: Array, share: int) -> Array:
+        return xp.permute_dims(xp.reshape(x, (batch, length, shape.kv_heads, share, shape.head)), (0, 2, 3, 1, 4))
+
+    q, k, v = by_head(q, shape.heads // shape.kv_heads), by_head(k, 1), by_head(v, 1)
+    scores = q @ xp.matrix_transpose(k) / shape.head**0.5
+    seen = xp.asarray(np.tri(length, dtype=bool))
+    scores = xp.where(seen, scores, xp.full_like(scores, -float("inf")))
+    weights = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
+    mixed = weights / xp.sum(weights, axis=-1, keepdims=True) @ v
+    return xp.reshape(xp.permute_dims(mixed, (0, 3, 1, 2, 4)), (batch, length, -1))
 
 
 def to_float32(x: Array) -> np.ndarray:

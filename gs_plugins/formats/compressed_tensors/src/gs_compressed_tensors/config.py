@@ -51,12 +51,12 @@ def to_config(
     for layer, scheme in schemes.items():
         groups.setdefault(scheme.model_copy(update={"name": None}), []).append(layer)
     # Experts are one fused tensor to an engine, never a Linear: only other layers decide what most layers are.
-    most = max(groups, key=lambda scheme: sum(not is_expert(layer) for layer in groups[scheme]))
+    most = max(groups, key=lambda scheme: sum(not is_expert(layer) for layer in groups[scheme]), default=None)
     layouts = {layout(scheme) for scheme in groups}
     experts = any(is_expert(layer) and layout(scheme) == INTEGER for layer, scheme in schemes.items())
     return {
         "quant_method": METHOD,
-        "format": layouts.pop() if len(layouts) == 1 else "mixed-precision",
+        "format": layouts.pop() if len(layouts) == 1 else "mixed-precision" if layouts else "dense",
         "quantization_status": "compressed",
         "config_groups": ({"experts": INT8_EXPERTS} if experts else {})
         | {

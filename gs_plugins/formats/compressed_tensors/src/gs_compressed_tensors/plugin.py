@@ -5,10 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from gs_compressed_tensors import caches
 from gs_compressed_tensors.config import INTEGER, METHOD, PACKED, is_expert, layout, online_of, scheme_of, to_config
 from gs_compressed_tensors.packing import WIDTHS, pack_rows, unpack_rows
 from gs_core import (
     Array,
+    CacheInfo,
+    CacheNumbers,
     CheckpointError,
     CheckpointFormat,
     Finished,
@@ -57,6 +60,9 @@ class CompressedTensors(CheckpointFormat):
             return "integer products need symmetric weights"
         return None
 
+    def unsupported_cache(self, cache: CacheInfo, args: QuantizationArgs) -> str | None:
+        return caches.unsupported(cache, args)
+
     def fit(self, layer: LayerInfo, scheme: QuantizationScheme) -> tuple[QuantizationScheme, str] | None:
         """Engines have kernels for int8 experts with activations per token alone."""
         if is_expert(layer.name) and scheme.inputs is not None and scheme.inputs.dynamic is False:
@@ -69,9 +75,10 @@ class CompressedTensors(CheckpointFormat):
         return layout(scheme)
 
     def conflicts(self, layers: Mapping[str, QuantizationScheme | None]) -> list[str]:
-        """Engines fuse the projections of one module that share an input (q, k, v; gate, up): one scheme each."""
+        """Engines fuse the projections of one module that share an input (q, k, v; gate, up): one scheme each. All
+        caches have one scheme."""
         fused = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
-        found = []
+        found = caches.conflicts({name: s.kv_cache for name, s in layers.items() if s and s.weights is None})
         for layer, scheme in layers.items():
             parent, _, leaf = layer.rpartition(".")
             for family in fused:
@@ -116,6 +123,9 @@ class CompressedTensors(CheckpointFormat):
                 arrays["input_zero_point"] = to_numpy(inputs.zero_point).astype(np.int8)
         return arrays
 
+    def pack_cache(self, cache: CacheInfo, numbers: CacheNumbers) -> dict[str, Array]:
+        return caches.pack(cache, numbers)
+
     @hookimpl
     def export(self, output: Output) -> Sequence[str]:
         if output.final is not None:
@@ -128,9 +138,9 @@ class CompressedTensors(CheckpointFormat):
         weight_map = {tensor: file for file, tensors in final.shards.items() for tensor in tensors}
         total = sum(size for tensors in final.shards.values() for size in tensors.values())
         write_json(output.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        config = final.config | {
-            "quantization_config": to_config(final.schemes, final.kept, final.aliases, final.online)
-        }
+        quantization = to_config(final.schemes, final.kept, final.aliases, final.online)
+        quantization["kv_cache_scheme"] = caches.to_config(final.caches)
+        config = final.config | {"quantization_config": quantization}
         write_json(output.folder / "config.json", config)
         for file in final.files:
             copy_file(file, output.folder / file.name)
@@ -139,7 +149,7 @@ class CompressedTensors(CheckpointFormat):
     def read(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[Checkpoint, dict[str, LayerNumbers]]:
         quantization = config["quantization_config"]
         numbers: dict[str, LayerNumbers] = {}
-        removed: set[str] = set()
+        removed = caches.names(checkpoint) if quantization.get("kv_cache_scheme") else set()
         added: dict[str, DerivedTensor] = {}
         for name in checkpoint.tensors:
             layer, _, suffix = name.rpartition(".")
@@ -153,6 +163,11 @@ class CompressedTensors(CheckpointFormat):
             added[weight.name] = weight
             numbers[layer] = LayerNumbers(scheme, _static_input(checkpoint, layer), online_of(quantization, layer))
         return checkpoint.replacing(removed, added), numbers
+
+    def read_caches(
+        self, checkpoint: Checkpoint, config: Mapping[str, Any], infos: Sequence[CacheInfo]
+    ) -> dict[str, CacheNumbers]:
+        return caches.read(checkpoint, config["quantization_config"].get("kv_cache_scheme"), infos)
 
 
 _SUFFIXES = (
