@@ -599,6 +599,11 @@ class CheckpointFormat:
         attention module is named too, with a scheme that has no weights."""
         return []
 
+    def remarks(self, online: Collection[str]) -> Sequence[str]:
+        """What a user should know of a checkpoint that leaves maps of these kinds to be computed at run time. Shown in
+        the plan and the report."""
+        return ()
+
     def recognises(self, folder: Path, config: Mapping[str, Any]) -> bool:
         """Whether a quantized folder is of this format: by its ``quant_method``, unless the format says so elsewhere.
 

@@ -186,6 +186,8 @@ def make(
         for n, algorithm in algorithms.items()
         for remark in algorithm.remarks([row.layer for row in rows if n in row.algorithms])
     ]
+    kinds = {k for row in rows for n in row.algorithms for k in algorithms[n].leaves_online(row.layer, model.hidden)}
+    remarks += checkpoint_format.remarks(kinds)
     warnings = [*model.warnings, *remarks, *_unmatched(recipe, model, problems)]
     if not any(row.scheme for row in rows) and not any(row.args for row in caches):
         problems.add("no layer is left to quantize: every one is ignored or overridden to float")

@@ -22,7 +22,7 @@ def find_folds(block: "HFBlock", batch: Batch) -> list[Fold]:
 
 
 def norm_folds(prober: HFProber) -> list[Fold]:
-    """Norms that can be scaled, with every site they feed; notes each one's offset in the block."""
+    """Norms that can be scaled, with every site they feed; the block notes each one's offset."""
     block = prober.block
     root = block.model.module.get_submodule(block.prefix.rstrip("."))
     found = []
@@ -33,7 +33,7 @@ def norm_folds(prober: HFProber) -> list[Fold]:
         full = block.prefix + name
         sites = _with_unseen_experts(block, reached_by_norm(prober, full, int(weight.shape[0])))
         if sites:
-            offset = norm_offset(module, _inputs(prober, module))
+            offset = _norm_offset(prober, module, weight)
             if offset is not None:
                 block.norm_offsets[full] = offset
                 found.append(Fold(full, tuple(sites), int(weight.shape[0])))
@@ -53,28 +53,21 @@ def _with_unseen_experts(block: "HFBlock", sites: list[str]) -> list[str]:
     return list(dict.fromkeys([*sites, *more]))
 
 
-def _inputs(prober: HFProber, module: torch.nn.Module) -> tuple:
-    """What a module is called with."""
+def _norm_offset(prober: HFProber, module: torch.nn.Module, weight: torch.nn.Parameter) -> float | None:
+    """0 for a norm that multiplies by its weight, 1 for one that multiplies by 1 + weight, None for another."""
     inputs: list[tuple] = []
     handle = module.register_forward_pre_hook(lambda m, given: inputs.append(given))
     try:
         prober.run()
     finally:
         handle.remove()
-    return inputs[0] if inputs else ()
-
-
-def norm_offset(module: torch.nn.Module, inputs: tuple) -> float | None:
-    """0 for a norm that multiplies by its weight, 1 for one that multiplies by 1 + weight, None for another."""
-    if len(inputs) != 1:
+    if not inputs or len(inputs[0]) != 1:
         return None  # it wants more than one tensor: nothing that this can fold into
-    bias, weight = module._parameters.get("bias"), module._parameters["weight"]
-    assert weight is not None
-    kept = weight.data.clone()
+    bias, kept = module._parameters.get("bias"), weight.data.clone()
     try:
         for offset in (0.0, 1.0):
             weight.data.fill_(-offset)
-            out = module(*inputs)
+            out = module(*inputs[0])
             if close(out, torch.zeros_like(out) + (0 if bias is None else bias)):
                 return offset
     finally:

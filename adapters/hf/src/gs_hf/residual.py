@@ -5,8 +5,7 @@ mean square computes the same in any rotated basis, once the weights of its norm
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,13 +17,13 @@ from gs_core.errors import reason
 from gs_core.interfaces import Batch
 from gs_core.probing import close, pattern
 from gs_core.proving import PROOF_TOLERANCE
-from gs_core.storage import DerivedTensor, Tensor
+from gs_core.storage import DerivedTensor, StoredTensor, Tensor
 from gs_core.watching import channel_error
-from gs_hf.applying import feed
+from gs_hf.applying import Change, feed
 from gs_hf.folding import norm_folds
 from gs_hf.probing import HFProber
-from gs_hf.running import Outputs, to_torch
-from gs_hf.watch import Use
+from gs_hf.running import Outputs, take_up, to_torch
+from gs_hf.watch import OnUse, Use
 
 if TYPE_CHECKING:
     from gs_hf.block import HFBlock
@@ -79,8 +78,8 @@ class Residual:
         """Rotate a loaded block, which is then proved on real activations. Raises ``CheckpointError``."""
         self.active = False
         try:
-            prober = HFProber(block, self._unrotated(batch))
-            outputs = block.compute(prober.tokens, prober.previous)
+            prober = HFProber(block, _with_hidden(batch, self.rotation.undo))
+            outputs = _compute(prober)
             entering = self._entering(prober, outputs) if block.index == len(self.model.blocks) - 1 else None
             writers = _writers(prober)
             norms = _reading_norms(prober, writers)
@@ -88,22 +87,16 @@ class Residual:
             self.active = True
         for name, sites, offset in norms:
             weight = block.parameters[f"{name}.weight"]
-            feed(block, sites, partial(torch.mul, weight + offset), block.parameters.__getitem__)
-            feed(block, sites, self.rotation.apply, block.parameters.__getitem__)
+            feed(block, sites, self._reading(weight + offset), block.parameters.__getitem__)
             weight.fill_(1.0 - offset)
             block.changed |= {f"{name}.weight", *(p for site in sites for p, _ in block.model.found.keys_at[site])}
         for parameter in writers:
             self._rotate_rows(block, parameter)
         self._prove(block, prober, entering)
 
-    def _unrotated(self, batch: Batch) -> Batch:
-        tokens, previous = batch
-        if previous is None:
-            return batch
-        return tokens, {
-            **previous,
-            "hidden": to_raw(self.rotation.undo(to_torch(previous["hidden"], self.model.device))),
-        }
+    def _reading(self, norm: torch.Tensor) -> Change:
+        """What becomes of rows that read the stream through a norm of that weight."""
+        return lambda rows: self.rotation.apply(rows * norm)
 
     def _rotate_rows(self, block: "HFBlock", parameter: str) -> None:
         value = block.parameters[parameter]
@@ -119,10 +112,8 @@ class Residual:
             block.changed.add(bias)
 
     def _prove(self, block: "HFBlock", prober: HFProber, entering: torch.Tensor | None) -> None:
-        previous = prober.previous
-        if previous is not None:
-            previous = previous | {"hidden": self.rotation.apply(previous["hidden"])}
-        outputs = block.compute(prober.tokens, previous)
+        prober.batch = _with_hidden(prober.batch, self.rotation.apply)
+        outputs = _compute(prober)
         change = channel_error(prober.base.hidden, self.rotation.undo(outputs["hidden"]))
         if entering is not None:
             weight, offset = self.norm.weight.clone(), _offset(self.norm)
@@ -140,11 +131,11 @@ class Residual:
         """What enters the head when the last block returns ``outputs``; the head itself is not loaded for that."""
         runner = self.model.runner
         assert runner is not None
-        return runner.enters(self.head, prober.tokens, outputs)
+        return runner.enters(self.head, prober.batch[0], outputs)
 
     # --- what lies outside the blocks ------------------------------------------------------------------------
 
-    def rewrite(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    def rewrite(self, tensors: Iterable[tuple[str, StoredTensor | DerivedTensor]]) -> Iterator[tuple[str, Tensor]]:
         """The tensors outside the blocks as they are written; a tied head is written on its own."""
         sources = self.model.naming.by_parameter
         embedding, norm = sources[self.embedding_name][0].source, sources[f"{self.norm_name}.weight"][0].source
@@ -163,7 +154,7 @@ class Residual:
             else:
                 yield name, tensor
 
-    def _rotated(self, name: str, tensor: Tensor, scale: torch.Tensor | None) -> DerivedTensor:
+    def _rotated(self, name: str, tensor: StoredTensor | DerivedTensor, scale: torch.Tensor | None) -> DerivedTensor:
         """``(rows, hidden)`` rotated, some rows at a time."""
 
         def slices() -> Iterator[RawTensor]:
@@ -171,7 +162,7 @@ class Residual:
             step = max(1, SLICE // columns)
             for start in range(0, rows, step):
                 # Mapped anew each time: what was read of the file is given back with the slice.
-                part = to_torch(tensor if isinstance(tensor, RawTensor) else tensor.map())[start : start + step].float()
+                part = to_torch(tensor.map())[start : start + step].float()
                 part = part if scale is None else part * scale
                 yield to_raw(astype(self.rotation.apply(part), tensor.dtype))
 
@@ -180,6 +171,19 @@ class Residual:
             return RawTensor(tensor.dtype, tuple(tensor.shape), data)
 
         return DerivedTensor(name, tensor.dtype, tuple(tensor.shape), make, slices)
+
+
+def _with_hidden(batch: Batch, change: Change) -> Batch:
+    """A batch with another residual stream; the first block's has none yet."""
+    tokens, previous = batch
+    if previous is None:
+        return batch
+    return tokens, {**previous, "hidden": to_raw(change(to_torch(previous["hidden"])))}
+
+
+def _compute(prober: HFProber, on_use: OnUse | None = None) -> Outputs:
+    block, (tokens, previous) = prober.block, prober.batch
+    return block.compute(tokens, take_up(previous, block.model.device), on_use)
 
 
 def untied(config: dict[str, Any]) -> dict[str, Any]:
@@ -249,8 +253,6 @@ def _reading_norms(prober: HFProber, writers: list[str]) -> list[tuple[str, tupl
 
 # --- writers -------------------------------------------------------------------------------------------------
 
-Change = Callable[[torch.Tensor], torch.Tensor]
-
 
 def _writers(prober: HFProber) -> list[str]:
     """Parameters whose products are added to the stream, each channel to its own.
@@ -279,7 +281,7 @@ def _record(prober: HFProber) -> dict[tuple[str, int | None], list[torch.Tensor]
         products.setdefault((use.parameter, use.expert), []).append(y.clone())
         return y
 
-    prober.block.compute(prober.tokens, prober.previous, keep)
+    _compute(prober, keep)
     return products
 
 
@@ -293,7 +295,7 @@ def _replay(
         y = next(left[use.parameter, use.expert]).clone()
         return change(y) if use.parameter == parameter else y
 
-    return prober.block.compute(prober.tokens, prober.previous, answer)["hidden"].clone()
+    return _compute(prober, answer)["hidden"].clone()
 
 
 def _passing(prober: HFProber, writers: list[str]) -> torch.Tensor:
@@ -303,4 +305,4 @@ def _passing(prober: HFProber, writers: list[str]) -> torch.Tensor:
         y = compute(x)
         return torch.zeros_like(y) if use.parameter in writers else y
 
-    return prober.block.compute(prober.tokens, prober.previous, silence)["hidden"].clone()
+    return _compute(prober, silence)["hidden"].clone()

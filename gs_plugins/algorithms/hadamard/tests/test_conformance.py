@@ -8,6 +8,8 @@ from gs_hadamard.plugin import Options
 
 
 class TestHadamard(AlgorithmSuite):
+    slack = 1.25  # the weights of the toy are normal numbers: nothing stands out of them that could be spread
+
     @pytest.fixture
     def algorithm(self) -> Hadamard:
         return Hadamard(Options(r4=True))

@@ -67,12 +67,10 @@ class Hadamard(Algorithm):
         return rotation(features, self.options.block_size, self.options.seed)
 
     def remarks(self, layers: Sequence[LayerInfo]) -> list[str]:
-        if not (self.options.r1 or self.options.r4):
-            return []
-        sizes = sorted({layer.shape[1] for layer in layers})
+        sizes = sorted({layer.shape[1] for layer in layers}) if self.options.r1 or self.options.r4 else []
         return [
-            f"no construction here gives a Hadamard matrix of order {size}: where that many features are rotated, "
-            f"it is in blocks of {largest_order(size)}"
+            f"no construction here gives a Hadamard matrix of order {size}: so many features are rotated in blocks of "
+            f"{largest_order(size)}"
             for size in sizes
             if largest_order(size) != size
         ]

@@ -1,6 +1,6 @@
 """The format as a stage plugin: pack a tensor, write a shard for each block, finish the folder, read one back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,14 @@ class CompressedTensors(CheckpointFormat):
                             "give both the same scheme"
                         )
         return found
+
+    def remarks(self, online: Collection[str]) -> Sequence[str]:
+        if not online:
+            return ()
+        return [
+            "layers want their inputs transformed at run time, as transform_config in config.json says: transformers "
+            "5.23 does not read it and would compute nonsense; vLLM does. To do without, set r4: false for hadamard"
+        ]
 
     @hookimpl
     def pack(self, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str) -> dict[str, Array]:
