@@ -5,6 +5,7 @@ Shapes: a weight is always ``(out_features, in_features)``; an activation at a s
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -172,6 +173,17 @@ class Block(ABC):
     index: int
     layers: dict[str, Layer]
     sites: dict[str, Site]
+    exact: bool = True
+    """Whether ``run`` has to multiply in float32; where not, it may in the dtype that the weights are stored in."""
+
+    @contextmanager
+    def computing(self, exact: bool) -> Iterator[None]:
+        """Set ``exact`` for a while."""
+        before, self.exact = self.exact, exact
+        try:
+            yield
+        finally:
+            self.exact = before
 
     @abstractmethod
     def run(

@@ -90,6 +90,7 @@ class _Line:
         self.caches: dict[str, CacheRow] = {
             site.name: row for row in plan.caches if row.cache.block == index and row.args for site in row.cache.sites
         }
+        self.exact = plan.recipe.calibration.dtype == "float32"
         self.outcome = Outcome()
         self._progress = progress
 
@@ -113,7 +114,7 @@ class _Line:
                 quantizing.append(layer)
         for layer in quantizing:
             _check_weight(layer)
-        watch = Watch(self.stages, block, self.rows, self._data, len(self.batches), self.caches)
+        watch = Watch(self.stages, block, self.rows, self._data, len(self.batches), self.caches, self.exact)
         if self.batches:
             self._stage("observe")
             watch.run()
@@ -231,8 +232,9 @@ class _Line:
             name: (block.sites[name], row.args, static_caches[name]) for name, row in self.caches.items() if row.args
         }
         after = Activations(self.journal, self.index)
-        for number, (tokens, previous) in enumerate(self._data()):
-            after.write(number, block.run(tokens, previous, fake_quantizer(quantized, caches)))
+        with block.computing(self.exact):
+            for number, (tokens, previous) in enumerate(self._data()):
+                after.write(number, block.run(tokens, previous, fake_quantizer(quantized, caches)))
 
 
 def _check_weight(layer: Layer) -> None:

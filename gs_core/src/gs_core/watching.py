@@ -52,6 +52,8 @@ class Watch:
     count: int
     caches: Mapping[str, CacheRow] = field(default_factory=dict)
     """By the names of the sites that are quantized."""
+    exact: bool = True
+    """Whether the block has to multiply in float32."""
     sites: dict[str, SiteWatch] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -103,8 +105,9 @@ class Watch:
             for accumulator in watch.accumulators():
                 accumulator.update(x)
 
-        for tokens, previous in self.batches():
-            self.block.run(tokens, previous, listen)
+        with self.block.computing(self.exact):
+            for tokens, previous in self.batches():
+                self.block.run(tokens, previous, listen)
 
     def observed(self, algorithm: str) -> dict[str, Any]:
         """What one algorithm's own accumulators found, by site; sites that no token reached are missing."""

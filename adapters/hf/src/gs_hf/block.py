@@ -14,7 +14,7 @@ from gs_hf.applying import fold
 from gs_hf.caches import OnCache, listening
 from gs_hf.folding import find_folds
 from gs_hf.naming import Place
-from gs_hf.running import take_up
+from gs_hf.running import fast_dtype, take_up
 from gs_hf.watch import OnUse, Use, Watch, identity
 
 if TYPE_CHECKING:
@@ -79,7 +79,13 @@ class HFBlock(Block):
         taken = take_up(previous, self.model.device)
         if on_site is None:
             return self.compute(tokens, taken)
-        return self.compute(tokens, taken, self._listener(on_site), self._cache_listener(on_site))
+        listeners = self._listener(on_site), self._cache_listener(on_site)
+        return self.compute(tokens, taken, *listeners, torch.float32 if self.exact else self._dtype())
+
+    def _dtype(self) -> torch.dtype:
+        """That of the block's weights where products of it are faster than float32's, else float32."""
+        stored = {info.dtype for info in self.model.layers if info.block == self.index}
+        return fast_dtype(stored.pop(), self.model.device) if len(stored) == 1 else torch.float32
 
     def compute(
         self,
@@ -87,13 +93,14 @@ class HFBlock(Block):
         previous: dict[str, torch.Tensor] | None,
         on_use: OnUse | None = None,
         on_cache: OnCache | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> dict[str, torch.Tensor]:
         runner = self.model.runner
         assert runner is not None, "the block was opened without weights"
         if on_use is None:
             return runner.block(self.index, tokens, previous)
         cache = None if on_cache is None else listening(self.model.module, on_cache)
-        with Watch(self.parameters, on_use):
+        with Watch(self.parameters, on_use, dtype):
             return runner.block(self.index, tokens, previous, cache)
 
     def _listener(self, on_site: OnSite) -> OnUse:
