@@ -5,6 +5,7 @@ Shapes: a weight is always ``(out_features, in_features)``; an activation at a s
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -234,6 +235,17 @@ class Block(ABC):
     online: Mapping[str, LinearMap] = {}
     """What activations go through when the block runs, by site: set by ``apply``, and by whoever opens a checkpoint
     whose weights are meant for it. Replaced, never written into."""
+    exact: bool = True
+    """Whether ``run`` has to multiply in float32; where not, it may in the dtype that the weights are stored in."""
+
+    @contextmanager
+    def computing(self, exact: bool) -> Iterator[None]:
+        """Set ``exact`` for a while."""
+        before, self.exact = self.exact, exact
+        try:
+            yield
+        finally:
+            self.exact = before
 
     @abstractmethod
     def run(

@@ -106,6 +106,7 @@ class _Line:
         self.caches: dict[str, CacheRow] = {
             site.name: row for row in plan.caches if row.cache.block == index and row.args for site in row.cache.sites
         }
+        self.exact = plan.recipe.calibration.dtype == "float32"
         self.outcome = Outcome()
         self._progress = progress
         self._float_stream = plan.needs_float_stream and bool(batches)
@@ -144,7 +145,7 @@ class _Line:
             self._stage("propagate")
             self._propagate(block, None, FLOAT)
         floats = self._data(FLOAT) if self._float_stream else ()
-        watch = Watch(self.stages, block, self.rows, self._data(), floats, self.caches)
+        watch = Watch(self.stages, block, self.rows, self._data(), floats, self.caches, self.exact)
         if self.batches:
             smoothing = self._algorithms("smooth")
             blind = list(takewhile(lambda name: not implements(self.plan.algorithms[name], "observe"), smoothing))
@@ -275,8 +276,9 @@ class _Line:
 
     def _propagate(self, block: Block, on_site: OnSite | None, stream: str = "") -> None:
         after = Activations(self.journal, self.index, stream)
-        for number, (tokens, previous) in enumerate(self._data(stream)):
-            after.write(number, block.run(tokens, previous, on_site))
+        with block.computing(self.exact):
+            for number, (tokens, previous) in enumerate(self._data(stream)):
+                after.write(number, block.run(tokens, previous, on_site))
 
 
 def _check_weight(layer: Layer) -> None:

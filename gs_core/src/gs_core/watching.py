@@ -61,6 +61,8 @@ class Watch:
     """The same batches, no block before quantized: for accumulators of pairs."""
     caches: Mapping[str, CacheRow] = field(default_factory=dict)
     """By the names of the sites that are quantized."""
+    exact: bool = True
+    """Whether the block has to multiply in float32."""
     sites: dict[str, SiteWatch] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -125,11 +127,12 @@ class Watch:
                 else:
                     accumulator.update(x)
 
-        for number, batch in enumerate(self.batches):
-            beside.clear()
-            if paired and self.floats:
-                self.block.run(*self.floats[number], remember)
-            self.block.run(*batch, listen)
+        with self.block.computing(self.exact):
+            for number, batch in enumerate(self.batches):
+                beside.clear()
+                if paired and self.floats:
+                    self.block.run(*self.floats[number], remember)
+                self.block.run(*batch, listen)
 
     def observed(self, algorithm: str) -> dict[str, Any]:
         """What one algorithm's own accumulators found, by site; sites that no token reached are missing."""

@@ -4,7 +4,7 @@ import json
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -88,12 +88,15 @@ class Override(Strict):
 class Calibration(Strict):
     """The tokens that activations are observed on: ``samples`` sequences of ``seq_len`` tokens.
 
-    ``data`` is a text file, a ``.jsonl`` file, a ``.npy`` token array, or a folder of text files.
+    ``data`` is a text file, a ``.jsonl`` file, a ``.npy`` token array, or a folder of text files. ``dtype`` is that of
+    the matrix products, all else being float32: ``model`` is the one the weights are stored in, as an engine computes,
+    where the processor has such products, and float32 elsewhere.
     """
 
     data: str | None = None
     samples: int = Field(128, gt=0)
     seq_len: int = Field(512, gt=1)
+    dtype: Literal["model", "float32"] = "model"
 
 
 class Recipe(Strict):

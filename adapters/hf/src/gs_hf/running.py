@@ -171,6 +171,15 @@ def to_torch(raw: RawTensor, device: str = "cpu") -> torch.Tensor:
     return torch.from_numpy(raw.data).view(dtype).reshape(raw.shape).to(device)
 
 
+def fast_dtype(stored: str, device: str) -> torch.dtype:
+    """The dtype ``stored`` where matrix products of it are faster than float32's, else float32."""
+    if stored in ("bfloat16", "float16") and device != "cpu":
+        return getattr(torch, stored)
+    # float16 is emulated on processors, and bfloat16 on those without instructions for it.
+    native = stored == "bfloat16" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
 def take_up(previous: Mapping[str, RawTensor] | None, device: str) -> Outputs | None:
     """What was stored of the block before, as tensors."""
     return None if previous is None else {name: to_torch(raw, device) for name, raw in previous.items()}

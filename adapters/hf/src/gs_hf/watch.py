@@ -34,10 +34,11 @@ same with another ``(out, in)`` matrix."""
 
 
 class Watch(TorchFunctionMode):
-    """While active, every product with a known parameter goes through ``on_use``."""
+    """While active, every product with a known parameter goes through ``on_use``, and is computed in ``dtype``."""
 
-    def __init__(self, parameters: dict[str, torch.Tensor], on_use: OnUse):
+    def __init__(self, parameters: dict[str, torch.Tensor], on_use: OnUse, dtype: torch.dtype = torch.float32):
         super().__init__()
+        self._dtype = dtype
         self._known = {p.untyped_storage()._cdata: (name, p) for name, p in parameters.items()}
         self._on_use = on_use
 
@@ -61,9 +62,16 @@ class Watch(TorchFunctionMode):
         def compute(y: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
             operand = weight if other is None else other if as_linear else other.T
             again, others = rebuild(y, operand)
-            return func(*again, **others)
+            if self._dtype == y.dtype:
+                return func(*again, **others)
+            again = tuple(_cast(operand, self._dtype) for operand in again)
+            return func(*again, **{k: _cast(v, self._dtype) for k, v in others.items()}).to(y.dtype)
 
         return self._on_use(use, x, compute, weight)
+
+
+def _cast(operand: Any, dtype: torch.dtype) -> Any:
+    return operand.to(dtype) if isinstance(operand, torch.Tensor) else operand
 
 
 def _expert(parameter: torch.Tensor, weight: torch.Tensor) -> int | None:
