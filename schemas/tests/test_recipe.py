@@ -186,7 +186,7 @@ def problems(**fields):
         ({"algorythms": []}, "Did you mean 'algorithms'?"),
         (
             {"calibration": {"sample": 3}},
-            "calibration.sample: no such field; fields: data, samples, seq_len. Did you mean 'samples'?",
+            "calibration.sample: no such field; fields: data, samples, seq_len, dtype. Did you mean 'samples'?",
         ),
         (
             {"overrides": [{"match": "*", "schema": None, "scheme": None}]},
