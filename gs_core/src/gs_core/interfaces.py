@@ -278,12 +278,12 @@ class Model(ABC):
     """Whether its blocks compute with torch tensors that autograd can follow."""
     kept: dict[str, str]
     """Modules that could be mistaken for layers but stay in floating point: name, and why."""
-    hidden: int = 0
-    """How many features the residual stream has; 0 where the adapter cannot rotate it."""
     caches: Sequence[CacheInfo] = ()
     """What its attention modules cache, in the order of execution."""
     uncached: str = "its adapter does not tell what attention caches"
     """Why there are no caches, where there are none."""
+    hidden: int = 0
+    """How many features the residual stream has; 0 where the adapter cannot rotate it."""
 
     @property
     @abstractmethod
@@ -497,6 +497,32 @@ class Algorithm:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Layers that must have one scheme, and what each candidate costs: its loss (see ``gs_core.allocation``), and the
+    bits of all their stored weights."""
+
+    layers: tuple[LayerInfo, ...]
+    schemes: tuple[QuantizationScheme, ...]
+    losses: tuple[float, ...]
+    bits: tuple[int, ...]
+
+
+class Allocator(Algorithm):
+    """Chooses a scheme for every layer before the line begins: mixed precision.
+
+    ``candidates`` are tried on the first ``samples`` calibration samples.
+    """
+
+    candidates: Sequence[QuantizationScheme] = ()
+    samples: int = 8
+
+    def choose(self, choices: Sequence[Choice], fixed: int, outside: int) -> Sequence[int]:
+        """The number of the candidate for each choice. fixed: bits of the layers that are not chosen for. outside:
+        bits of everything that is no layer. Raises ``PlanError`` when its goal cannot be met."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
 class Output:
     """The folder being written, and the part of it that is due.
 
@@ -555,7 +581,9 @@ class CheckpointFormat:
         By default ``holds_online`` says it for all schemes. Asked for each map that an algorithm makes; one that is
         refused is dropped, and the report says so."""
         return (
-            None if kind in self.holds_online else f"this checkpoint format holds no {kind} to be computed at run time"
+            None
+            if kind in self.holds_online
+            else f"this checkpoint format holds no {kind} map to be computed at run time"
         )
 
     def layout(self, scheme: QuantizationScheme) -> str:

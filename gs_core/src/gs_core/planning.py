@@ -1,6 +1,6 @@
 """The plan: every layer's adapter, algorithms, scheme, format and kernel, with the reason, before a weight is read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,6 +53,8 @@ class Plan:
     algorithms: Mapping[str, Algorithm]
     format: CheckpointFormat
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was found while planning."""
     versions: Mapping[str, str] = field(default_factory=dict)
     caches: tuple[CacheRow, ...] = ()
     """Empty where no scheme of the recipe quantizes a cache."""
@@ -125,8 +127,18 @@ def static_inputs(scheme: QuantizationScheme | None) -> bool:
     return bool(scheme and scheme.inputs and scheme.inputs.dynamic is False)
 
 
-def make(recipe: Recipe, model: Model, adapter: str, device: str) -> Plan:
-    """Resolve a recipe against an opened model. Raises ``PlanError`` with every problem found, not the first."""
+def make(
+    recipe: Recipe,
+    model: Model,
+    adapter: str,
+    device: str,
+    reasons: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+) -> Plan:
+    """Resolve a recipe against an opened model. Raises ``PlanError`` with every problem found, not the first.
+
+    reasons: why the recipe says what it says, by layer, where something has chosen. notes: what to tell beside.
+    """
     problems = _Problems()
     checkpoint_format = problems.catch(load_format, recipe.format)
     names = [a.name for a in recipe.algorithms] + [a.name for o in recipe.overrides for a in o.algorithms or []]
@@ -143,10 +155,11 @@ def make(recipe: Recipe, model: Model, adapter: str, device: str) -> Plan:
     rows = []
     for layer in model.layers:
         scheme, specs, reason = recipe.rule_for(layer.name)
+        reason = (reasons or {}).get(layer.name, reason)
         chosen = tuple(spec.name for spec in specs if "input" in algorithms[spec.name].kinds)
         kernel = ""
         if scheme is None or scheme.weights is None:
-            reason = reason if scheme is None else f"{reason}, whose scheme has no weights"
+            reason = reason if scheme is None else f"{reason}: its scheme has no weights"
             scheme, chosen = None, ()
         else:
             if scheme.kv_cache is not None:  # the attention's, not the layer's
@@ -154,9 +167,8 @@ def make(recipe: Recipe, model: Model, adapter: str, device: str) -> Plan:
             fitted = checkpoint_format.fit(layer, scheme)
             if fitted:
                 scheme, reason = fitted[0], f"{reason}; {fitted[1]}"
-            for why in _objections(
-                layer, scheme, [algorithms[n] for n in chosen], chosen, checkpoint_format, model.hidden
-            ):
+            stages = [algorithms[n] for n in chosen]
+            for why in objections(layer, scheme, stages, chosen, checkpoint_format, model.hidden):
                 problems.add(why, layer.name)
             for name in chosen if not model.differentiates else ():
                 if algorithms[name].needs(scheme).gradient:
@@ -188,7 +200,17 @@ def make(recipe: Recipe, model: Model, adapter: str, device: str) -> Plan:
         )
     }
     return Plan(
-        recipe, model, adapter, device, tuple(rows), algorithms, checkpoint_format, tuple(warnings), versions, caches
+        recipe,
+        model,
+        adapter,
+        device,
+        tuple(rows),
+        algorithms,
+        checkpoint_format,
+        tuple(warnings),
+        tuple(notes),
+        versions,
+        caches,
     )
 
 
@@ -213,7 +235,7 @@ def _caches(
         args = scheme.kv_cache if scheme else None
         named = [spec.name for spec in specs if spec.name in treating]
         if args is None:
-            reason = reason if scheme is None else f"{reason}, whose scheme has no kv_cache"
+            reason = reason if scheme is None else f"{reason}: its scheme has no kv_cache"
         elif len(named) != 1:
             problems.add(_one_of(treating, named), cache.name)
         else:
@@ -280,10 +302,10 @@ def load_format(name: str) -> CheckpointFormat:
     return instance
 
 
-def _objections(
+def objections(
     layer: LayerInfo,
     scheme: QuantizationScheme,
-    algorithms: list[Algorithm],
+    algorithms: Sequence[Algorithm],
     names: tuple[str, ...],
     checkpoint_format: CheckpointFormat,
     hidden: int,

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from gs_core import LinearMap
 from gs_core.interfaces import Batch
 from gs_core.probing import Prober, Seen
-from gs_hf.running import take_up
+from gs_hf.running import Outputs, take_up
 from gs_hf.watch import Use
 
 if TYPE_CHECKING:
@@ -21,6 +22,14 @@ class HFProber(Prober):
     def __init__(self, block: "HFBlock", batch: Batch):
         self.block = block
         super().__init__(batch)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return self.batch[0]
+
+    @property
+    def previous(self) -> Outputs | None:
+        return take_up(self.batch[1], self.block.model.device)
 
     def run(
         self, changed: tuple[str, LinearMap, int] | None = None, restore: Mapping[str, LinearMap] | None = None
@@ -49,8 +58,7 @@ class HFProber(Prober):
         if name and place is None:
             handle = self.block.model.module.get_submodule(name).register_forward_hook(change)
         try:
-            tokens, previous = self.batch
-            outputs = self.block.compute(tokens, take_up(previous, self.block.model.device), on_use)
+            outputs = self.block.compute(self.tokens, self.previous, on_use)
         finally:
             if handle is not None:
                 handle.remove()
