@@ -485,8 +485,9 @@ class Algorithm:
         return None
 
     def needs(self, scheme: QuantizationScheme) -> Needs:
-        """What it needs for layers of this scheme. Asked while planning; by default data, when it observes."""
-        return Needs(data=hasattr(self, "observe"))
+        """What it needs for layers of this scheme. Asked while planning; by default data, when it observes or
+        transforms (what feeds what is found by running)."""
+        return Needs(data=hasattr(self, "observe") or hasattr(self, "smooth"))
 
     def scatters(self, scheme: QuantizationScheme) -> bool:
         """Whether its tensors come with a ``group_index``. Asked while planning: few formats can hold one."""

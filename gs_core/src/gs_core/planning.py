@@ -330,11 +330,9 @@ def objections(
                 "format cannot hold; for gptq set static_groups: true"
             )
         for kind, fix in algorithm.leaves_online(layer, hidden).items():
-            if kind not in checkpoint_format.holds_online:
-                found.append(
-                    f"algorithm '{name}' would leave a {kind} map of its input to be computed at run time, which "
-                    f"this checkpoint format cannot hold; {fix}"
-                )
+            why = checkpoint_format.unsupported_online(kind, scheme)
+            if why:
+                found.append(f"algorithm '{name}': {why}; {fix}")
     why = checkpoint_format.unsupported(layer, scheme)
     if why:
         found.append(why)

@@ -77,9 +77,9 @@ class ToyModel(Model):
         self.name = folder.name
         self.shape = ToyConfig.from_dict(read_config(folder))
         self.kept = {"lm_head": "outside the decoder blocks"}
-        self.differentiates = hasattr(asarray(np.zeros(1, np.float32)), "requires_grad")
         self.hidden = self.shape.hidden
         self.rotation: LinearMap | None = None
+        self.differentiates = hasattr(asarray(np.zeros(1, np.float32)), "requires_grad")
         self.layers = [
             self._info(index, f"{block}.{layer}", f"{block}.{first}.input")
             for index, block in enumerate(self.blocks)

@@ -20,7 +20,8 @@ class Options(Strict):
         Needs a checkpoint format that holds it, and an engine that computes it.
     seed: of the random signs in R1; ``None``: no signs.
     block_size: rotate R1 in blocks of that many features; ``None``: over all of them.
-    r4_block_size: the same for R4. Engines that make the matrix themselves want a power of two.
+    r4_block_size: the same for R4; ``None``: the largest power of two that divides them, whose matrix an engine makes
+        for itself. Any other order needs a format that stores matrices.
     """
 
     r1: bool = True
@@ -54,12 +55,10 @@ class Hadamard(Algorithm):
         return None
 
     def leaves_online(self, layer: LayerInfo, hidden: int) -> Mapping[str, str]:
-        features, size = layer.shape[1], self.options.r4_block_size
-        if not self.options.r4 or features == hidden or features % (size or 1):
+        features = layer.shape[1]
+        if not self.options.r4 or features == hidden or features % (self.options.r4_block_size or 1):
             return {}
-        kind = rotation(features, size).kind
-        smaller = f", or r4_block_size: {features & -features}" if kind == "rotation" else ""
-        return {kind: f"set r4: false for hadamard{smaller}"}
+        return {self._r4(features).kind: "for hadamard leave out r4_block_size, or set r4: false"}
 
     def residual(self, features: int) -> LinearMap | None:
         if not self.options.r1 or not features:
@@ -67,13 +66,17 @@ class Hadamard(Algorithm):
         return rotation(features, self.options.block_size, self.options.seed)
 
     def remarks(self, layers: Sequence[LayerInfo]) -> list[str]:
-        sizes = sorted({layer.shape[1] for layer in layers}) if self.options.r1 or self.options.r4 else []
-        return [
-            f"no construction here gives a Hadamard matrix of order {size}: so many features are rotated in blocks of "
-            f"{largest_order(size)}"
-            for size in sizes
-            if largest_order(size) != size
-        ]
+        found = []
+        for features in sorted({layer.shape[1] for layer in layers}):
+            asked = self.options.block_size or features
+            if self.options.r1 and largest_order(asked) != asked:
+                found.append(
+                    f"no construction here gives a Hadamard matrix of order {asked}; a residual stream of that many "
+                    f"features is rotated in blocks of {largest_order(asked)}"
+                )
+            if self.options.r4 and features % (self.options.r4_block_size or 1) == 0 and self._r4(features).block < 32:
+                found.append(f"r4 rotates {features} features in blocks of no more than {self._r4(features).block}")
+        return found
 
     @hookimpl
     def smooth(self, block: Block, layers: Sequence[Layer]) -> list[Transform]:
@@ -82,14 +85,10 @@ class Hadamard(Algorithm):
         if self.options.r2:
             found += [FoldTransform(fold, rotation(fold.head)) for fold in folds if fold.head > 1]
         if self.options.r4:
-            found += [SiteTransform(site, self._online(block, site)) for site in _left(block, layers)]
+            reached = {s for f in folds if f.head > 1 or f.producer not in block.layers for s in f.sites}
+            left = [site for site in dict.fromkeys(layer.site for layer in layers) if site not in reached]
+            found += [SiteTransform(site, self._r4(block.sites[site].features)) for site in left]
         return found
 
-    def _online(self, block: Block, site: str) -> LinearMap:
-        return rotation(block.sites[site].features, self.options.r4_block_size)
-
-
-def _left(block: Block, layers: Sequence[Layer]) -> list[str]:
-    """Sites of these layers that a rotation of the stream or of heads does not reach."""
-    reached = {s for fold in block.folds() if fold.head > 1 or fold.producer not in block.layers for s in fold.sites}
-    return [site for site in dict.fromkeys(layer.site for layer in layers) if site not in reached]
+    def _r4(self, features: int) -> LinearMap:
+        return rotation(features, self.options.r4_block_size or features & -features)
