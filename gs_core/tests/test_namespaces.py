@@ -6,7 +6,7 @@ import pytest
 
 from gs_core import numerics
 from gs_core.interfaces import Fold
-from gs_core.observers import Range, Sample, static_input
+from gs_core.observers import Sample, limits_of, static_input
 from gs_core.testing.suite import INPUTS, WEIGHTS
 from gs_core.watching import channel_error, relative_error
 
@@ -53,18 +53,17 @@ def test_activations(args):
     assert same(one, other)
 
 
-@pytest.mark.parametrize("observer", ["minmax", "mse"])
+@pytest.mark.parametrize("observer", ["minmax", "average"])
 @pytest.mark.parametrize("args", [INPUTS["static tensor"], INPUTS["static tensor asym"]])
 def test_observers(args, observer):
-    found = []
+    found, args = [], args.model_copy(update={"observer": observer})
     for make in (np.asarray, strict):
-        span, sample = Range(), Sample(batches=2)
-        for accumulator in (span, sample):
+        limits, sample = limits_of(args), Sample(batches=2)
+        for accumulator in (limits, sample):
             accumulator.update(make(X))
             accumulator.update(make(2 * X))
             accumulator.rescale(make(np.linspace(1, 2, 96, dtype=np.float32)))
-        observed = args.model_copy(update={"observer": observer})
-        found.append(static_input(span.result(), sample.result(), observed, "float32"))
+        found.append(static_input(limits, sample.result(), args, "float32"))
     assert same(found[0].scale, found[1].scale)
     assert same(found[0].zero_point, found[1].zero_point)
 

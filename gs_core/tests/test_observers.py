@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gs_core.interfaces import Fold
-from gs_core.observers import SAMPLE_ROWS, Range, Sample, static_input
+from gs_core.observers import SAMPLE_ROWS, Average, Range, Sample, limits_of, static_input
 from gs_schemas import QuantizationArgs
 
 batches = st.lists(arrays(np.float32, (5, 3), elements=st.floats(-100, 100, width=32)), min_size=1, max_size=4)
@@ -62,27 +62,38 @@ def test_a_sample_keeps_no_activation_alive():
     assert whole() is None
 
 
+def static(x, args, dtype="float32"):
+    found = limits_of(args)
+    found.update(x)
+    return static_input(found, x, args, dtype)
+
+
 def test_a_static_scale_covers_the_range_over_channels():
-    span = (np.array([-1.0, -3.0], np.float32), np.array([2.0, 255.0], np.float32))
-    found = static_input(span, np.zeros((1, 2), np.float32), INT8, "bfloat16")
+    x = np.array([[-1.0, -3.0], [2.0, 255.0]], np.float32)
+    found = static(x, INT8, "bfloat16")
     assert found.scale.tolist() == [2.0]
     assert found.zero_point is None
-    asymmetric = static_input(
-        span, np.zeros((1, 2), np.float32), INT8.model_copy(update={"symmetric": False}), "float32"
-    )
+    asymmetric = static(x, INT8.model_copy(update={"symmetric": False}))
     assert (asymmetric.scale * 255).round().tolist() == [258]
     assert asymmetric.zero_point.tolist() == [-128 + 3]
 
 
 def test_a_static_scale_by_mse_gives_up_a_lone_outlier():
-    sample = np.random.default_rng(0).standard_normal((256, 64)).astype(np.float32)
-    span = (sample.min(axis=0), sample.max(axis=0))
-    span[1][7] = 30.0
+    x = np.random.default_rng(0).standard_normal((256, 64)).astype(np.float32)
+    x[3, 7] = 30.0
     args = QuantizationArgs(format="int4", granularity="tensor")
-    kept = static_input(span, sample, args, "float32").scale
-    clipped = static_input(span, sample, args.model_copy(update={"observer": "mse"}), "float32").scale
+    kept = static(x, args).scale
+    clipped = static(x, args.model_copy(update={"observer": "mse"})).scale
     assert kept == 4.0
     assert 0.2 * kept <= clipped < 0.5 * kept
+
+
+def test_the_average_of_extremes_hardly_sees_a_rare_outlier():
+    average = Average()
+    for batch in range(10):
+        average.update(np.array([[-1.0, 1.0 if batch else 101.0]]))
+    assert average.limits(INT8, "float32") == (-1.0, 11.0)
+    assert average.rescale(np.ones(2)) is False
 
 
 def test_a_fold_takes_the_largest_behind_each_channel():

@@ -11,7 +11,9 @@ from gs_core import (
     ChannelScale,
     CheckpointError,
     Fold,
+    LinearMap,
     PluginError,
+    SiteTransform,
     calibration,
     hookimpl,
     numerics,
@@ -20,7 +22,7 @@ from gs_core.api import open_source
 from gs_core.arrays import from_raw, to_raw
 from gs_core.storage import Checkpoint
 from gs_core.testing import ToyAdapter
-from gs_core.testing.plugins import Levelling, Rounding
+from gs_core.testing.plugins import Levelling, Plain, Rounding
 from gs_core.testing.toy import ToyBlock
 from gs_core.testing.treatment import deaf
 from gs_core.watching import fake_quantizer, relative_error
@@ -179,13 +181,15 @@ def test_the_next_block_sees_what_the_quantized_one_returns(scheme, run, toy, to
     run(algorithms=["level", "round"], scheme=scheme, plugins=[spy])
     opened = open_source(out, adapter=ToyAdapter())
     block = opened.model.block(0, (tokens, None))
-    inputs = {site: (SCHEMES[scheme], opened.numbers[block.sites[site].layers[0]].inputs) for site in block.sites}
+    feeding = [site for site in block.sites.values() if site.layers]
+    inputs = {site.name: (SCHEMES[scheme], opened.numbers[site.layers[0]].inputs) for site in feeding}
     # The run computed in batches of two, and so must this: products of other shapes differ in their last bits.
     batches = calibration.batches(tokens)
     states = [{n: to_raw(a) for n, a in block.run(b, None, fake_quantizer(inputs)).items()} for b in batches]
     second, seen = ToyAdapter().open(toy, "cpu").block(1, (batches[0], states[0])), {}
     for batch, state in zip(batches, states, strict=True):
         second.run(batch, state, lambda name, x: seen.setdefault(name, []).append(np.abs(x).max(axis=0)))
+    seen = {name: maxima for name, maxima in seen.items() if second.sites[name].layers}
     assert sorted(spy.observed[1]) == sorted(seen)
     for name, maxima in seen.items():
         assert np.allclose(spy.observed[1][name], np.max(maxima, axis=0), rtol=1e-5)
@@ -274,6 +278,22 @@ def test_a_transform_that_the_producer_cannot_take_is_dropped_and_reported(run, 
     assert notes[0] == (
         "blocks.0: level at blocks.0.attention_norm → blocks.0.q.input was dropped: blocks.0.attention_norm is shared"
     )
+
+
+class Dividing(Levelling):
+    """Leaves a scale to be computed when the model runs."""
+
+    @hookimpl
+    def smooth(self, block):
+        site = block.sites[f"{block.name}.down.input"]
+        return [SiteTransform(site.name, LinearMap(scale=np.full(site.features, 2, np.float32)))]
+
+
+def test_a_map_that_the_format_cannot_hold_before_a_scheme_is_dropped_and_reported(run, site, monkeypatch):
+    site("divider", algorithm=f"divide = {__name__}:Dividing")
+    monkeypatch.setattr(Plain, "unsupported_online", lambda plain, kind, scheme: f"no {kind} before {scheme.name}")
+    notes = run(scheme="W8A8", algorithms=["divide", "round"]).data["notes"]
+    assert notes == [f"blocks.{b}: divide at blocks.{b}.down.input was dropped: no scale before W8A8" for b in range(3)]
 
 
 def test_a_smoother_that_finds_nothing_is_reported(run, monkeypatch):

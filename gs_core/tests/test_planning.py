@@ -144,7 +144,8 @@ CANNOT = {
     ),
     "a cache": (
         {"scheme": INT4 | {"kv_cache": {"format": "int8", "granularity": "tensor"}}},
-        r".* and 18 more: scheme\.kv_cache: no installed algorithm quantizes the KV cache; remove it",
+        r"blocks\.0\.attention, .*: scheme\.kv_cache: none of its algorithms treats the KV cache; add 'kv_cache' to "
+        r"them, or remove it",
     ),
     "two stages": (
         {"scheme": {"weights": {"format": "int4", "after": {"format": "int8"}}}},

@@ -7,7 +7,7 @@ import pytest
 
 from gs_core import CheckpointError
 from gs_core.arrays import from_raw, to_raw
-from gs_core.storage import INDEX, SINGLE, Checkpoint, DerivedTensor, read_header, reader, write_safetensors
+from gs_core.storage import INDEX, SINGLE, Checkpoint, DerivedTensor, read_header, reader, tensors, write_safetensors
 
 GOOD = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 
@@ -110,7 +110,7 @@ def test_an_empty_tensor_overlaps_nothing(names, tmp_path):
 
 
 def test_bytes_stream_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "CHUNK", 5)
+    monkeypatch.setattr(tensors, "CHUNK", 5)
     array = np.arange(12, dtype=np.uint8)
     write_safetensors(tmp_path / SINGLE, [("a", array)])
     stored = Checkpoint(tmp_path)["a"]
@@ -218,7 +218,7 @@ def test_a_pickle_is_never_loaded(tmp_path):
 
 
 def test_a_folder_without_weights(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no \*\.safetensors file$"):
+    with pytest.raises(CheckpointError, match=r"no \*\.safetensors or \*\.ckpt file$"):
         Checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="no such folder"):
         Checkpoint(tmp_path / "absent")

@@ -47,7 +47,9 @@ schemes = st.builds(
     name=st.none() | text,
     weights=st.none() | args(["tensor", "channel", "group", "block"], dynamic=False),
     inputs=st.none() | args(["tensor", "token", "group"], dynamic=True),
-    kv_cache=st.none() | args(["tensor", "channel", "head", "group"], dynamic=False),
+    kv_cache=st.none()
+    | args(["tensor", "channel", "head"], dynamic=False).filter(lambda a: a.granularity != "group")
+    | args(["token", "head", "group"], dynamic=True),
 )
 
 
@@ -191,7 +193,7 @@ def problems(**fields):
             "overrides.0.schema: no such field; fields: match, scheme, algorithms. Did you mean 'scheme'?",
         ),
         ({"overrides": [{"scheme": None}]}, "overrides.0.match: is required"),
-        ({"scheme": "W4A61"}, "scheme: no scheme named 'W4A61'; there are: W4A16, W4A16_ASYM, "),
+        ({"scheme": "W4A61"}, "scheme: no scheme named 'W4A61'; there are: KV8, KV_FP8, W4A16, W4A16_ASYM, "),
         ({"scheme": "w4a16"}, "Did you mean 'W4A16'?"),
         (
             {"scheme": {"weights": {"format": "int44"}}},
@@ -205,7 +207,7 @@ def problems(**fields):
         ),
         (
             {"scheme": {"weights": {"format": "int4", "observer": "max"}}},
-            "scheme.weights.observer: got 'max', allowed: minmax, mse.",
+            "scheme.weights.observer: got 'max', allowed: minmax, mse, percentile, divergence, average.",
         ),
         ({"scheme": {"weights": {"format": "int4", "group_siez": 3}}}, "scheme.weights.group_siez: no such field; "),
         ({"scheme": {"weights": {"format": "int4", "group_siez": 3}}}, "Did you mean 'group_size'?"),

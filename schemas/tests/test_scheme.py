@@ -51,6 +51,8 @@ def test_the_compound_formats_of_the_field_can_be_said(fields):
     ("fields", "message"),
     [
         ({"group_size": 64}, "group_size needs granularity 'group', got 'channel'"),
+        ({"observer": "percentile"}, "observer 'percentile' and a value for percentile (99.9, say) go together"),
+        ({"percentile": 99.9}, "observer 'percentile' and a value for percentile (99.9, say) go together"),
         ({"granularity": "group"}, "granularity 'group' needs group_size"),
         ({"block_size": (2, 2)}, "block_size needs granularity 'block', got 'channel'"),
         ({"granularity": "block"}, "granularity 'block' needs block_size"),
@@ -88,6 +90,15 @@ def test_numbers_that_contradict_themselves(fields, message):
         (
             {"kv_cache": {"granularity": "block", "block_size": (2, 2)}},
             "kv_cache: use granularity 'tensor', 'channel', 'head', 'token' or 'group'",
+        ),
+        (
+            {"kv_cache": {"granularity": "token"}},
+            "kv_cache: a scale for every token is only known at run time; set dynamic: true",
+        ),
+        (
+            {"kv_cache": {"granularity": "channel", "dynamic": True}},
+            "kv_cache: a scale per channel spans tokens that are still to come; "
+            "set dynamic: false, or use granularity 'token', 'head' or 'group'",
         ),
     ],
 )

@@ -4,23 +4,25 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import gs_schemas
+from gs_core import allocation, discovery, memory, pipeline, report
 from gs_core import calibration as calibrating
-from gs_core import discovery, memory, pipeline, report
 from gs_core.errors import OutputError, PlanError
-from gs_core.interfaces import Adapter, LayerNumbers, Model
+from gs_core.interfaces import Adapter, CacheNumbers, CheckpointFormat, LayerNumbers, Model
 from gs_core.journal import Journal
 from gs_core.planning import Plan, load_format, make
 from gs_core.report import Report
 from gs_core.storage import Checkpoint
 from gs_schemas import Recipe, SchemaError, unknown
 
+DESCRIPTIONS = "quant*_description.json"
+"""Files beside a config.json that does not say itself that the weights are quantized."""
 Source = Any
 """A checkpoint folder (``str`` or ``Path``), or a live model that an installed adapter handles."""
 
@@ -44,11 +46,13 @@ def resolve_recipe(recipe: Recipe | str | Path) -> Recipe:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model, the name of the adapter that opened it, and, for a quantized folder, how its layers compute."""
+    """A model, the name of the adapter that opened it, and, for a quantized folder, how its layers and caches
+    compute."""
 
     adapter: str
     model: Model
     numbers: dict[str, LayerNumbers]
+    caches: dict[str, CacheNumbers] = field(default_factory=dict)
 
 
 def open_source(source: Source, device: str = "cpu", adapter: str | Adapter | None = None) -> Opened:
@@ -62,8 +66,13 @@ def open_source(source: Source, device: str = "cpu", adapter: str | Adapter | No
     if isinstance(source, Path) and not source.is_dir():
         raise PlanError([f"{source}: no such model folder"])
     name, chosen = _choose_adapter(source, adapter)
-    checkpoint, numbers = _dequantized(source) if isinstance(source, Path) else (None, {})
-    return Opened(name, chosen.open(source, device, checkpoint), numbers)
+    found = _format_of(source) if isinstance(source, Path) else None
+    if found is None:
+        return Opened(name, chosen.open(source, device, None), {})
+    reader, stored, config = found
+    checkpoint, numbers = reader.read(stored, config)
+    model = chosen.open(source, device, checkpoint)
+    return Opened(name, model, numbers, reader.read_caches(stored, config, model.caches))
 
 
 def _choose_adapter(source: Source, adapter: str | Adapter | None) -> tuple[str, Adapter]:
@@ -82,19 +91,20 @@ def _choose_adapter(source: Source, adapter: str | Adapter | None) -> tuple[str,
     raise PlanError([f"no installed adapter takes {what}:{''.join(refusals) or ' none is installed'}"])
 
 
-def _dequantized(folder: Path) -> tuple[Checkpoint | None, dict[str, LayerNumbers]]:
-    """A quantized folder's tensors through the format that reads them; nothing for a float one."""
+def _format_of(folder: Path) -> tuple[CheckpointFormat, Checkpoint, dict[str, Any]] | None:
+    """The format that reads a quantized folder, its tensors and its configuration; nothing for a float one."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         method = (config.get("quantization_config") or {}).get("quant_method")
     except (OSError, ValueError, AttributeError):
-        return None, {}  # not ours to judge: the adapter says what it misses
+        return None  # not ours to judge: the adapter says what it misses
+    method = method or next((path.name for path in sorted(folder.glob(DESCRIPTIONS))), None)
     if method is None:
-        return None, {}
+        return None
     for name in discovery.installed("format"):
         found = load_format(name)
-        if found.quant_method == method:
-            return found.read(Checkpoint(folder), config)
+        if found.recognises(folder, config):
+            return found, Checkpoint(folder), config
     raise PlanError([f"{folder} is quantized as '{method}', which no installed format reads"])
 
 
@@ -110,8 +120,13 @@ def plan(
     format: str | None = None,
     device: str = "cpu",
     adapter: str | Adapter | None = None,
+    calibration: str | Path | np.ndarray | None = None,
+    samples: int | None = None,
+    seq_len: int | None = None,
+    progress: pipeline.Progress = lambda stage, block, blocks: None,
 ) -> Plan:
-    """What ``quantize`` would do, layer by layer, with reasons; reads no weights.
+    """What ``quantize`` would do, layer by layer, with reasons; reads no weights, unless the recipe leaves the choice
+    of schemes to be measured: then the calibration data is needed here too.
 
     Raises ``PlanError`` with every problem when it cannot be done.
     """
@@ -119,7 +134,14 @@ def plan(
     if format is not None:
         resolved = resolved.model_copy(update={"format": format})
     opened = open_source(model, device, adapter)
-    return make(resolved, opened.model, opened.adapter, device)
+    if any(numbers.online is not None for numbers in opened.numbers.values()):
+        raise PlanError([f"{model} leaves transforms to be computed at run time; quantize the model it was made from"])
+    allocator = allocation.allocator_of(resolved)
+    if allocator is None:
+        return make(resolved, opened.model, opened.adapter, device)
+    tokens = _tokens(resolved, opened.model, calibration, samples, seq_len, "choosing schemes needs")
+    chosen = allocation.allocate(resolved, allocator, opened.model, tokens, progress)
+    return make(chosen.recipe, opened.model, opened.adapter, device, chosen.reasons, [chosen.summary])
 
 
 def quantize(
@@ -149,8 +171,20 @@ def quantize(
     started = time.monotonic()
     if isinstance(model, str | Path) and Path(model).resolve() == Path(output).resolve():
         raise PlanError([f"{output} is the model itself; choose another folder to write to"])
-    made = plan(model, recipe, format=format, device=device, adapter=adapter)
-    tokens = _tokens(made, calibration, samples, seq_len) if made.needs_data else None
+    made = plan(
+        model,
+        recipe,
+        format=format,
+        device=device,
+        adapter=adapter,
+        calibration=calibration,
+        samples=samples,
+        seq_len=seq_len,
+        progress=progress,
+    )
+    tokens = None
+    if made.needs_data:
+        tokens = _tokens(made.recipe, made.model, calibration, samples, seq_len, _why_data(made))
     journal = Journal(Path(output), _identity(made, tokens), restart)
     try:
         files = pipeline.run(made, journal, tokens, plugins, progress)
@@ -163,19 +197,29 @@ def quantize(
     return finished
 
 
-def _tokens(made: Plan, data: str | Path | np.ndarray | None, samples: int | None, seq_len: int | None) -> np.ndarray:
-    asked = made.recipe.calibration
-    source = data if data is not None else asked.data
+def _why_data(made: Plan) -> str:
+    needing = ", ".join(made.needing_data)
+    return f"{needing} needs" if needing else "static activations need"
+
+
+def _tokens(
+    recipe: Recipe,
+    model: Model,
+    calibration: str | Path | np.ndarray | None,
+    samples: int | None,
+    seq_len: int | None,
+    why: str,
+) -> np.ndarray:
+    asked = recipe.calibration
+    source = calibration if calibration is not None else asked.data
     if source is None:
-        needing = ", ".join(made.needing_data)
-        why = f"{needing} needs" if needing else "static activations need"
         raise PlanError([f"{why} calibration data: pass --calibration PATH, or set calibration.data in the recipe"])
     samples, seq_len = samples or asked.samples, seq_len or asked.seq_len
-    limit = made.model.max_tokens()
+    limit = model.max_tokens()
     if limit is not None and seq_len > limit:
         raise PlanError([f"calibration of {seq_len} tokens: the model takes at most {limit}; lower --seq-len"])
-    tokens = calibrating.load(source, samples, seq_len, made.model.tokenize)
-    calibrating.check(tokens, made.model.vocabulary())
+    tokens = calibrating.load(source, samples, seq_len, model.tokenize)
+    calibrating.check(tokens, model.vocabulary())
     return tokens
 
 

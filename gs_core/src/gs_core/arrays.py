@@ -20,7 +20,9 @@ SAFETENSORS_DTYPES = {
     "I16": ("int16", 2), "I8": ("int8", 1), "U64": ("uint64", 8), "U32": ("uint32", 4), "U16": ("uint16", 2),
     "U8": ("uint8", 1), "BOOL": ("bool", 1),
 }  # fmt: skip
-_SAFETENSORS_NAMES = {name: code for code, (name, _) in SAFETENSORS_DTYPES.items()}
+PACKED_INT4 = "qint4x2"
+"""MindSpore's name for bytes of two int4 values each; safetensors keeps them as I8 and says so in its metadata."""
+_SAFETENSORS_NAMES = {name: code for code, (name, _) in SAFETENSORS_DTYPES.items()} | {PACKED_INT4: "I8"}
 FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -53,12 +55,12 @@ def dtype_name(x: Array) -> str:
 
 
 def numpy_dtype(name: str) -> np.dtype:
-    """NumPy's dtype of that name; bfloat16 and float8 come from ml_dtypes."""
+    """NumPy's dtype of that name; bfloat16 and float8 come from ml_dtypes, packed int4 is int8."""
     if name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
         import ml_dtypes
 
         return np.dtype(getattr(ml_dtypes, name))
-    return np.dtype(name)
+    return np.dtype("int8" if name == PACKED_INT4 else name)
 
 
 def astype(x: Array, name: str) -> Array:

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from gs_core import calibration
-from gs_core.api import open_source
+from gs_core.api import Opened, open_source
 from gs_core.arrays import RawTensor, to_raw
 from gs_core.errors import CalibrationError, PlanError
 from gs_core.interfaces import Adapter, Block, LayerNumbers, OnSite, StaticInput
+from gs_core.linear_map import LinearMap
 from gs_core.pipeline import Progress
-from gs_core.watching import fake_quantizer
+from gs_core.watching import Cached, fake_quantizer
 from gs_schemas import QuantizationScheme
 
 
@@ -38,8 +39,8 @@ def evaluate(
 ) -> Evaluation:
     """Perplexity on the first ``windows`` windows of a text, each judged on its own, in float32.
 
-    A quantized folder is computed as its numbers say: dequantized weights, activations quantized at run time or
-    with the stored scales. Raises ``CalibrationError`` when the text is too short.
+    A quantized folder is computed as its numbers say: dequantized weights, activations and caches quantized at run
+    time or with the stored scales. Raises ``CalibrationError`` when the text is too short.
     """
     opened = open_source(model, device, adapter)
     tokens = _windows(text, windows, seq_len, opened.model.tokenize)
@@ -53,14 +54,17 @@ def evaluate(
     for index in range(blocks):
         progress("evaluate", index, blocks)
         block = opened.model.block(index, (batches[0], states[0]))
-        on_site = _on_site(block, opened.numbers)
+        block.online = _online(block, opened.numbers)
+        on_site = _on_site(block, opened)
         for number, batch in enumerate(batches):
             outputs = block.run(batch, states[number], on_site)
             states[number] = {name: to_raw(array) for name, array in outputs.items()}
     progress("evaluate", blocks, blocks)
     losses = [opened.model.losses(batch, state or {}) for batch, state in zip(batches, states, strict=True)]
     mean = float(np.mean(np.concatenate(losses)))
-    schemes = sorted({numbers.scheme.describe() for numbers in opened.numbers.values()})
+    found = [numbers.scheme for numbers in opened.numbers.values()]
+    found += [QuantizationScheme(kv_cache=numbers.args) for numbers in opened.caches.values()]
+    schemes = sorted({scheme.describe() for scheme in found})
     return Evaluation(str(model), float(np.exp(mean)), windows, seq_len, "; ".join(schemes) or "float")
 
 
@@ -77,10 +81,23 @@ def _windows(text: str | Path | np.ndarray, windows: int, seq_len: int, tokenize
     return np.ascontiguousarray(found[: windows * seq_len].reshape(windows, seq_len))
 
 
-def _on_site(block: Block, numbers: dict[str, LayerNumbers]) -> OnSite:
+def _online(block: Block, numbers: dict[str, LayerNumbers]) -> dict[str, LinearMap]:
+    """The maps that the checkpoint leaves to be computed, by site."""
+    found = {site.name: [numbers[n].online for n in site.layers if n in numbers] for site in block.sites.values()}
+    return {site: maps[0] for site, maps in found.items() if maps and maps[0] is not None}
+
+
+def _on_site(block: Block, opened: Opened) -> OnSite:
     sites: dict[str, tuple[QuantizationScheme, StaticInput | None]] = {}
     for site in block.sites.values():
-        known = [numbers.get(layer) for layer in site.layers]
+        known = [opened.numbers.get(layer) for layer in site.layers]
         if known and known[0] is not None and all(n is not None for n in known):
             sites[site.name] = (known[0].scheme, known[0].inputs)
-    return fake_quantizer(sites)
+    caches: dict[str, Cached] = {}
+    for cache in opened.model.caches:
+        quantized = opened.caches.get(cache.name)
+        if quantized is not None and cache.block == block.index:
+            for site in cache.sites:
+                if site.kind in quantized.static:
+                    caches[site.name] = (site, quantized.args, quantized.static[site.kind])
+    return fake_quantizer(sites, caches)

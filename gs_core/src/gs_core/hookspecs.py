@@ -10,6 +10,7 @@ import pluggy
 
 from gs_core.arrays import Array
 from gs_core.interfaces import Accumulator, Block, Data, Layer, Output, Site, StaticInput, Transform
+from gs_core.linear_map import LinearMap
 from gs_core.quantized import QuantizedTensor
 from gs_schemas import QuantizationScheme
 
@@ -25,7 +26,8 @@ Record = Callable[..., None]
 def observe(site: Site, scheme: QuantizationScheme) -> Accumulator | None:
     """Asked for each site before the block runs: what to collect there, or None.
 
-    ``scheme`` is that of the site's layers.
+    ``scheme`` is that of the site's layers. A site of a cache is offered to the plugin that treats its kind, with
+    its attention module's scheme; the accumulator's result is the site's ``StaticInput``.
     """
 
 
@@ -53,11 +55,13 @@ def quantize(  # type: ignore[empty-body]
 
 @hookspec(firstresult=True)
 def pack(  # type: ignore[empty-body]
-    tensor: QuantizedTensor, inputs: StaticInput | None, layout: str
+    tensor: QuantizedTensor, inputs: StaticInput | None, layout: str, online: LinearMap | None
 ) -> Mapping[str, Array]:
     """Asked for each quantized tensor: named arrays as the file holds them (``weight_packed``, ``weight_scale``).
 
-    ``inputs`` are the parameters of the layer's statically quantized input, where its scheme has one.
+    ``inputs`` are the parameters of the layer's statically quantized input, where its scheme has one. ``online`` is
+    what the layer's input goes through when the model runs, where that is more than nothing; layers that share an
+    input share it.
     """
 
 

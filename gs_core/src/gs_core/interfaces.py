@@ -5,13 +5,14 @@ Shapes: a weight is always ``(out_features, in_features)``; an activation at a s
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from gs_core.arrays import Array, RawTensor, device, namespace
+from gs_core.linear_map import LinearMap
 from gs_core.quantized import QuantizedTensor
 from gs_core.storage import Checkpoint, Tensor
 from gs_schemas import QuantizationArgs, QuantizationScheme, Strict
@@ -74,13 +75,41 @@ class Layer(ABC):
         """Make the block compute with this weight from now on."""
 
 
+SiteKind = Literal["input", "key", "unrotated_key", "value"]
+"""What flows through a site: the input of layers, or what attention caches. A key is cached after its position was
+rotated into it; some engines quantize it before that, as it leaves the layer that makes it."""
+
+
 @dataclass(frozen=True)
 class Site:
-    """One activation tensor and the layers it feeds."""
+    """One activation tensor and the layers it feeds.
+
+    A site of a cache feeds no layers; its features are those of all its ``heads``, head by head, and ``dtype`` is the
+    name of the dtype that the model is stored in around it (scales follow it).
+    """
 
     name: str
     features: int
     layers: tuple[str, ...]
+    kind: SiteKind = "input"
+    heads: int = 0
+    dtype: str = ""
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """The keys and values that one attention module caches, known before any weight is read.
+
+    name: the module's full name as the checkpoint spells it (``model.layers.0.self_attn``). sites: its sites in
+    the order of execution, at most one of each kind. rotated_only: why its keys cannot be seen before their rotation,
+    where ``sites`` lacks that. alias: as in ``LayerInfo``.
+    """
+
+    name: str
+    block: int
+    sites: tuple[Site, ...]
+    rotated_only: str = ""
+    alias: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,12 +122,15 @@ class Fold:
     channels: how many scales are free.
     index: int ``(features,)``, the producer channel behind each site channel (``None``: one to one). With
         grouped-query attention several site channels share one.
+    head: how many neighbouring channels may be mixed with one another, each such group alike, and not only scaled:
+        the channels of a head's values. 1 where nothing may be mixed.
     """
 
     producer: str
     sites: tuple[str, ...]
     channels: int
     index: np.ndarray | None = None
+    head: int = 1
 
     def expand(self, scale: Array) -> Array:
         """``(channels,)`` to ``(features,)``."""
@@ -126,12 +158,67 @@ class ChannelScale:
     fold: Fold
     scale: Array
 
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return self.fold.sites
 
-Transform = ChannelScale
+    @property
+    def where(self) -> str:
+        return f"{self.fold.producer} → {', '.join(self.fold.sites[:3])}"
+
+
+@dataclass(frozen=True)
+class FoldTransform:
+    """A transform: the producer's output channels go through ``map``, whose ``block`` divides ``fold.head``, and so
+    the activations of ``fold.sites`` do; the weights of their layers go through its inverse transpose."""
+
+    fold: Fold
+    map: LinearMap
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return self.fold.sites
+
+    @property
+    def where(self) -> str:
+        return f"{self.fold.producer} → {', '.join(self.fold.sites[:3])}"
+
+
+@dataclass(frozen=True)
+class SiteTransform:
+    """A transform that is computed when the model runs: activations of ``site`` go through ``map``, the weights of
+    its layers through its inverse transpose. The checkpoint format must hold maps of its ``kind``."""
+
+    site: str
+    map: LinearMap
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return (self.site,)
+
+    @property
+    def where(self) -> str:
+        return self.site
+
+
+Transform = ChannelScale | FoldTransform | SiteTransform
 Batch = tuple[np.ndarray, "Mapping[str, RawTensor] | None"]
 """Token ids, int64 ``(batch, seq_len)``, and what the block before returned for them (None for the first)."""
 OnSite = Callable[[str, Array], "Array | None"]
 """Called with a site's name and its activation; what it returns, unless None, takes the activation's place."""
+
+
+def through(online: Mapping[str, LinearMap], on_site: OnSite | None) -> OnSite | None:
+    """An ``on_site`` that sends activations through their site's map before ``on_site`` sees them."""
+    if not online:
+        return on_site
+
+    def replace(name: str, x: Array) -> Array | None:
+        mapped = online[name].apply(x) if name in online else None
+        seen = None if on_site is None else on_site(name, x if mapped is None else mapped)
+        return mapped if seen is None else seen
+
+    return replace
 
 
 class Block(ABC):
@@ -144,6 +231,9 @@ class Block(ABC):
     index: int
     layers: dict[str, Layer]
     sites: dict[str, Site]
+    online: Mapping[str, LinearMap] = {}
+    """What activations go through when the block runs, by site: set by ``apply``, and by whoever opens a checkpoint
+    whose weights are meant for it. Replaced, never written into."""
 
     @abstractmethod
     def run(
@@ -153,7 +243,7 @@ class Block(ABC):
         on_site: OnSite | None = None,
         weights: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
-        """Compute the block on one batch.
+        """Compute the block on one batch. ``on_site`` sees, and replaces, what the site's map (``online``) made.
 
         tokens: int64 ``(batch, seq_len)``. previous: what the block before returned for the same batch
         (``None`` for the first). weights: ``(out, in)`` float32 in place of layers' own, by layer name; when they
@@ -188,6 +278,12 @@ class Model(ABC):
     """Whether its blocks compute with torch tensors that autograd can follow."""
     kept: dict[str, str]
     """Modules that could be mistaken for layers but stay in floating point: name, and why."""
+    caches: Sequence[CacheInfo] = ()
+    """What its attention modules cache, in the order of execution."""
+    uncached: str = "its adapter does not tell what attention caches"
+    """Why there are no caches, where there are none."""
+    hidden: int = 0
+    """How many features the residual stream has; 0 where the adapter cannot rotate it."""
 
     @property
     @abstractmethod
@@ -231,6 +327,16 @@ class Model(ABC):
         """The longest sequence the model accepts, or ``None`` when it does not say."""
         return None
 
+    def rotate(self, rotation: LinearMap) -> None:
+        """Rotate the residual stream, once, while planning: what a block opened from now on takes and returns as
+        ``hidden`` is ``rotation.apply`` of what it was. The weights of norms on the stream move into the layers they
+        feed; embeddings, head and ``config`` follow when they are written. Reads no weights. Each block is proved
+        when it is opened: it raises ``CheckpointError`` where its float function would change.
+
+        Raises ``ValueError`` saying why the stream of this model cannot be rotated.
+        """
+        raise ValueError("this adapter rotates no residual stream")
+
     @abstractmethod
     def losses(self, tokens: np.ndarray, last: Mapping[str, RawTensor]) -> np.ndarray:
         """Next-token cross entropy in nats, float64 ``(batch, seq_len - 1)``, from the last block's output."""
@@ -239,7 +345,7 @@ class Model(ABC):
 @dataclass(frozen=True)
 class StaticInput:
     """Parameters of a statically quantized activation, one element each: the scale in the dtype it is stored in,
-    the zero point in float32."""
+    the zero point in float32. Those of a cache have one element for each head or channel where its args say so."""
 
     scale: Array
     zero_point: Array | None = None
@@ -251,6 +357,17 @@ class LayerNumbers:
 
     scheme: QuantizationScheme
     inputs: StaticInput | None = None
+    online: LinearMap | None = None
+    """What its input goes through before it is quantized; the stored weight is meant for that."""
+
+
+@dataclass(frozen=True)
+class CacheNumbers:
+    """How an attention module's cache is to be computed: the args, and for each kind of site that is quantized its
+    static parameters (``None`` when they are found at run time)."""
+
+    args: QuantizationArgs
+    static: Mapping[SiteKind, StaticInput | None]
 
 
 # --- what plugins are made of --------------------------------------------------------------------------------
@@ -273,12 +390,17 @@ class Accumulator(ABC):
 
     @abstractmethod
     def result(self) -> Any:
-        """What the plugin that made it finds under the site's name in ``observed``."""
+        """What the plugin that made it finds under the site's name in ``observed``; of a site of a cache, the
+        ``StaticInput`` to quantize it with."""
 
     def rescale(self, scale: Array) -> bool:
         """Make it as if every ``x`` had been ``x / scale``, ``(features,)``. False when only a second look at
         the data can tell."""
         return False
+
+    def transform(self, map: LinearMap) -> bool:
+        """Make it as if every ``x`` had been ``map.apply(x)``. False when only a second look at the data can tell."""
+        return map.kind == "scale" and map.scale is not None and self.rescale(map.scale)
 
 
 class Adapter(ABC):
@@ -339,8 +461,17 @@ class Algorithm:
     def __init__(self, options: Any = None):
         self.options: Any = options if options is not None else self.Options()
 
+    @property
+    def kinds(self) -> tuple[SiteKind, ...]:
+        """The kinds of site that it treats. One that does not treat inputs has no part in quantizing layers."""
+        return ("input",)
+
     def unsupported(self, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:
         """Why it cannot treat this layer so, or ``None``. Asked while planning."""
+        return None
+
+    def unsupported_cache(self, cache: CacheInfo, args: QuantizationArgs) -> str | None:
+        """Why it cannot treat this cache so, or ``None``. Asked while planning."""
         return None
 
     def needs(self, scheme: QuantizationScheme) -> Needs:
@@ -350,6 +481,46 @@ class Algorithm:
     def scatters(self, scheme: QuantizationScheme) -> bool:
         """Whether its tensors come with a ``group_index``. Asked while planning: few formats can hold one."""
         return False
+
+    def leaves_online(self, layer: LayerInfo, hidden: int) -> Mapping[str, str]:
+        """Kinds of maps (``LinearMap.kind``) of this layer's input that it may leave to be computed at run time, each
+        with what to change so that it does not (``set r4: false``). Asked while planning: few formats can hold one.
+        ``hidden``: features of the residual stream, where known."""
+        return {}
+
+    def residual(self, features: int) -> LinearMap | None:
+        """The rotation that it wants of the whole model's residual stream. Asked once, while planning."""
+        return None
+
+    def remarks(self, layers: Sequence[LayerInfo]) -> Sequence[str]:
+        """What a user should know about how it treats these layers. Shown in the plan and the report."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Layers that must have one scheme, and what each candidate costs: its loss (see ``gs_core.allocation``), and the
+    bits of all their stored weights."""
+
+    layers: tuple[LayerInfo, ...]
+    schemes: tuple[QuantizationScheme, ...]
+    losses: tuple[float, ...]
+    bits: tuple[int, ...]
+
+
+class Allocator(Algorithm):
+    """Chooses a scheme for every layer before the line begins: mixed precision.
+
+    ``candidates`` are tried on the first ``samples`` calibration samples.
+    """
+
+    candidates: Sequence[QuantizationScheme] = ()
+    samples: int = 8
+
+    def choose(self, choices: Sequence[Choice], fixed: int, outside: int) -> Sequence[int]:
+        """The number of the candidate for each choice. fixed: bits of the layers that are not chosen for. outside:
+        bits of everything that is no layer. Raises ``PlanError`` when its goal cannot be met."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -381,19 +552,40 @@ class Finished:
     """File name → tensor name → bytes."""
     aliases: Mapping[str, str]
     """Module names of the layers whose modules are spelt otherwise than the checkpoint spells them."""
+    caches: Mapping[CacheInfo, QuantizationArgs] = field(default_factory=dict)
+    """Args of every cache that is quantized; its ``sites`` are those that are."""
+    online: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """``LinearMap.describe()`` of the map at a layer's site, by layer; layers without one are missing."""
 
 
 class CheckpointFormat:
     """A stage plugin that implements ``pack`` and ``export`` with ``@hookimpl``, and can read back what it wrote."""
 
     quant_method: ClassVar[str] = ""
-    """The ``quant_method`` of the ``quantization_config`` it reads."""
+    """The ``quant_method`` of the ``quantization_config`` it reads; engines know it by that name."""
     holds_group_index: ClassVar[bool] = False
     """Whether it can say that a group's input features are not neighbours."""
+    holds_online: ClassVar[frozenset[str]] = frozenset()
+    """Kinds of maps (``LinearMap.kind``) at sites that it can hold, to be computed at run time."""
 
     def unsupported(self, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:
         """Why it cannot hold this layer so, or ``None``. Asked while planning."""
         return None
+
+    def unsupported_cache(self, cache: CacheInfo, args: QuantizationArgs) -> str | None:
+        """Why it cannot hold this cache so, or ``None``. ``cache.sites`` are those that are quantized. Asked while
+        planning."""
+        return "this checkpoint format has no place for a quantized KV cache"
+
+    def unsupported_online(self, kind: str, scheme: QuantizationScheme) -> str | None:
+        """Why it cannot say that the input of a layer of this scheme goes through a map of this kind, or ``None``.
+        By default ``holds_online`` says it for all schemes. Asked for each map that an algorithm makes; one that is
+        refused is dropped, and the report says so."""
+        return (
+            None
+            if kind in self.holds_online
+            else f"this checkpoint format holds no {kind} map to be computed at run time"
+        )
 
     def layout(self, scheme: QuantizationScheme) -> str:
         """The name of the layout that ``pack`` is asked for (``pack-quantized``)."""
@@ -405,8 +597,20 @@ class CheckpointFormat:
         return None
 
     def conflicts(self, layers: Mapping[str, QuantizationScheme | None]) -> list[str]:
-        """What cannot stand together in one checkpoint. Asked while planning."""
+        """What cannot stand together in one checkpoint. Asked while planning. Where caches are quantized, every
+        attention module is named too, with a scheme that has no weights."""
         return []
+
+    def recognises(self, folder: Path, config: Mapping[str, Any]) -> bool:
+        """Whether a quantized folder is of this format: by its ``quant_method``, unless the format says so elsewhere.
+
+        config: the folder's config.json.
+        """
+        return (config.get("quantization_config") or {}).get("quant_method") == self.quant_method
+
+    def pack_cache(self, cache: CacheInfo, numbers: CacheNumbers) -> Mapping[str, Array]:
+        """The tensors that a file holds for a quantized cache, by their full names; none for a dynamic one."""
+        return {}
 
     def read(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[Checkpoint, dict[str, LayerNumbers]]:
         """A checkpoint of this format as a floating-point one, and the numbers of each quantized layer.
@@ -415,6 +619,15 @@ class CheckpointFormat:
         read. Raises ``CheckpointError`` for what it does not understand.
         """
         raise NotImplementedError(f"{type(self).__name__} cannot be read back")
+
+    def read_caches(
+        self, checkpoint: Checkpoint, config: Mapping[str, Any], infos: Sequence[CacheInfo]
+    ) -> dict[str, CacheNumbers]:
+        """The numbers of each quantized cache by name. checkpoint: as it is stored. infos: all caches of the model.
+
+        Raises ``CheckpointError`` for what it does not understand.
+        """
+        return {}
 
 
 @dataclass(frozen=True)

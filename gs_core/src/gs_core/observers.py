@@ -1,8 +1,10 @@
 """Statistics that the line itself collects at sites: ranges of static activations, and a sample to judge by."""
 
 from gs_core import numerics
-from gs_core.arrays import Array, namespace
+from gs_core.arrays import Array, device, namespace
+from gs_core.histogram import Histogram
 from gs_core.interfaces import Accumulator, StaticInput
+from gs_core.linear_map import LinearMap
 from gs_schemas import QuantizationArgs
 
 SAMPLE_ROWS = 256
@@ -30,6 +32,30 @@ class Range(Accumulator):
     def result(self) -> tuple[Array, Array]:
         return self.low, self.high
 
+    def limits(self, args: QuantizationArgs, dtype: str) -> tuple[float, float]:
+        """Smallest and largest value of all channels."""
+        xp = namespace(self.low)
+        return float(xp.min(self.low)), float(xp.max(self.high))
+
+
+class Average(Accumulator):
+    """The mean over the batches of each one's smallest and largest value: a rare outlier hardly counts."""
+
+    low = high = 0.0
+    batches = 0
+
+    def update(self, x: Array) -> None:
+        xp = namespace(x)
+        self.batches += 1
+        self.low += float(xp.min(x))
+        self.high += float(xp.max(x))
+
+    def result(self) -> "Average":
+        return self
+
+    def limits(self, args: QuantizationArgs, dtype: str) -> tuple[float, float]:
+        return self.low / self.batches, self.high / self.batches
+
 
 class Sample(Accumulator):
     """A few rows, evenly spread over the batches, ``(≤ SAMPLE_ROWS, features)`` float32."""
@@ -48,21 +74,32 @@ class Sample(Accumulator):
         self._rows = [rows / scale for rows in self._rows]
         return True
 
+    def transform(self, map: LinearMap) -> bool:
+        self._rows = [map.apply(rows) for rows in self._rows]
+        return True
+
     def result(self) -> Array:
         xp = namespace(self._rows[0])
         rows = xp.concat(self._rows, axis=0)
         return rows[: min(rows.shape[0], SAMPLE_ROWS), ...]
 
 
-def static_input(range_: tuple[Array, Array], sample: Array, args: QuantizationArgs, dtype: str) -> StaticInput:
-    """Per-tensor scale and zero point for a site, by ``args.observer``, the scale in the dtype it is stored in.
+Limits = Range | Average | Histogram
 
-    ``mse`` takes the fraction of the full range that suits the sampled rows best.
-    """
-    xp = namespace(sample)
-    low, high = xp.reshape(xp.min(range_[0]), (1,)), xp.reshape(xp.max(range_[1]), (1,))
-    if args.observer == "mse":
-        values = xp.concat([xp.reshape(sample, (-1,)), low, high])
-        fraction = numerics.mse_fraction(xp.reshape(values, (1, 1, -1)), args, dtype)
-        low, high = low * fraction[0, :], high * fraction[0, :]
+
+def limits_of(args: QuantizationArgs) -> Limits:
+    """What collects the range of a static activation, by ``args.observer``."""
+    match args.observer:
+        case "minmax":
+            return Range()
+        case "average":
+            return Average()
+        case _:
+            return Histogram()
+
+
+def static_input(found: Limits, like: Array, args: QuantizationArgs, dtype: str) -> StaticInput:
+    """Per-tensor scale and zero point for a site, the scale in the dtype it is stored in; arrays like ``like``."""
+    xp = namespace(like)
+    low, high = (xp.asarray([end], dtype=xp.float32, device=device(like)) for end in found.limits(args, dtype))
     return StaticInput(*numerics.scale_from_range(low, high, args, dtype))

@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,25 @@ from gs_core import calibration, memory, numerics
 from gs_core.arrays import RawTensor
 from gs_core.errors import CheckpointError
 from gs_core.hookspecs import Record
-from gs_core.interfaces import Batch, Block, Data, Finished, Layer, OnSite, Output, StaticInput
+from gs_core.interfaces import (
+    Batch,
+    Block,
+    CacheNumbers,
+    Data,
+    Finished,
+    Layer,
+    OnSite,
+    Output,
+    SiteTransform,
+    StaticInput,
+    Transform,
+)
 from gs_core.journal import Activations, Journal
-from gs_core.planning import Plan, Row
+from gs_core.planning import CacheRow, Plan, Row
 from gs_core.proving import apply_proved
 from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Stages, implements
-from gs_core.storage import StoredTensor, Tensor, read_header
+from gs_core.storage import DerivedTensor, StoredTensor, Tensor, read_header
 from gs_core.streams import FLOAT, Arriving, Returned
 from gs_core.watching import Watch, fake_quantizer, is_finite, relative_error
 
@@ -34,6 +47,7 @@ class Outcome:
 
     packed: list[tuple[str, Tensor]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
+    caches: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
 
@@ -89,6 +103,9 @@ class _Line:
     ):
         self.plan, self.stages, self.journal, self.batches, self.index = plan, stages, journal, batches, index
         self.rows: dict[str, Row] = {r.layer.name: r for r in plan.rows if r.layer.block == index}
+        self.caches: dict[str, CacheRow] = {
+            site.name: row for row in plan.caches if row.cache.block == index and row.args for site in row.cache.sites
+        }
         self.outcome = Outcome()
         self._progress = progress
         self._float_stream = plan.needs_float_stream and bool(batches)
@@ -127,37 +144,82 @@ class _Line:
         if self._float_stream:
             self._stage("propagate")
             self._propagate(block, None, FLOAT)
-        watch = Watch(self.stages, block, self.rows, self._data(), self._data(FLOAT) if self._float_stream else ())
+        floats = self._data(FLOAT) if self._float_stream else ()
+        watch = Watch(self.stages, block, self.rows, self._data(), floats, self.caches)
         if self.batches:
+            smoothing = self._algorithms("smooth")
+            blind = list(takewhile(lambda name: not implements(self.plan.algorithms[name], "observe"), smoothing))
+            for name in blind:  # nothing need be seen for these, and what is seen after them is right at once
+                self._smooth(name, block, quantizing, watch)
             self._stage("observe")
             watch.run()
-            self._smooth(block, quantizing, watch)
+            for name in smoothing[len(blind) :]:
+                self._smooth(name, block, quantizing, watch)
         static = {name: site.static_input() for name, site in watch.sites.items()}
+        caches = watch.static_caches()
         self._quantize(block, quantizing, watch, static)
+        self._pack_caches(watch, caches)
         if self.batches and self.index + 1 < len(self.plan.model.blocks):
             self._stage("propagate")
             self._propagate(block, watch.as_seen())
         self.outcome.packed += block.rest({layer.name for layer in quantizing})
         return self.outcome
 
+    def _pack_caches(self, watch: Watch, static: Mapping[str, StaticInput | None]) -> None:
+        for row in dict.fromkeys(self.caches.values()):
+            assert row.args is not None
+            numbers = CacheNumbers(row.args, {site.kind: static[site.name] for site in row.cache.sites})
+            self.outcome.packed += self.plan.format.pack_cache(row.cache, numbers).items()
+            for site in row.cache.sites:
+                seen = watch.sites.get(site.name)
+                error = None
+                if seen is not None and seen.tokens:
+                    x = seen.sample.result()
+                    back = fake_quantizer({}, {site.name: (site, row.args, static[site.name])})(site.name, x)
+                    error = float(f"{relative_error(x, back):.4g}")
+                self.outcome.caches.append(
+                    {
+                        "cache": row.cache.name,
+                        "of": site.kind,
+                        "scheme": row.scheme.describe(),
+                        "algorithm": row.algorithm,
+                        "error": error,
+                        "tokens": seen.tokens if seen else 0,
+                    }
+                )
+
     def _algorithms(self, hook: str) -> list[str]:
         named = [n for row in self.rows.values() for n in row.algorithms]
         return [n for n in self.plan.algorithms if n in named and implements(self.plan.algorithms[n], hook)]
 
-    def _smooth(self, block: Block, layers: Sequence[Layer], watch: Watch) -> None:
-        for name in self._algorithms("smooth"):
-            self._stage("smooth")
-            mine = [layer for layer in layers if name in self.rows[layer.name].algorithms]
-            data, record = self._all_data(watch), self._recorder(block, name)
-            transforms = self.stages.smooth(name, block, mine, watch.observed(name), data, record)
-            if not transforms:
-                self.outcome.notes.append(f"{block.name}: {name} found nowhere to fold a scale")
-            applied, dropped = apply_proved(block, transforms, self._data()[0])
-            for transform in applied:
-                watch.rescale(transform)
-            for transform, why in dropped:
-                where = f"{transform.fold.producer} → {', '.join(transform.fold.sites[:3])}"
-                self.outcome.notes.append(f"{block.name}: {name} at {where} was dropped: {why}")
+    def _smooth(self, name: str, block: Block, layers: Sequence[Layer], watch: Watch) -> None:
+        self._stage("smooth")
+        mine = [layer for layer in layers if name in self.rows[layer.name].algorithms]
+        data, record = self._all_data(watch), self._recorder(block, name)
+        transforms = self.stages.smooth(name, block, mine, watch.observed(name), data, record)
+        if not transforms:
+            self.outcome.notes.append(f"{block.name}: {name} found nowhere to fold a scale")
+        refused = [(t, why) for t in transforms if (why := self._refusal(block, t))]
+        possible = [t for t in transforms if not self._refusal(block, t)]
+        applied, dropped = apply_proved(block, possible, self._data()[0])
+        for transform in applied:
+            watch.account(transform)
+        watch.renew_caches(applied)
+        for transform, why in [*refused, *dropped]:
+            self.outcome.notes.append(f"{block.name}: {name} at {transform.where} was dropped: {why}")
+
+    def _refusal(self, block: Block, transform: Transform) -> str | None:
+        """Why the checkpoint could not say it."""
+        if not isinstance(transform, SiteTransform):
+            return None
+        layers = block.sites[transform.site].layers
+        floating = [n for n in layers if self.rows[n].scheme is None]
+        if floating:
+            return f"{', '.join(floating)} shares the input and stays in floating point"
+        asked = (
+            self.plan.format.unsupported_online(transform.map.kind, s) for n in layers if (s := self.rows[n].scheme)
+        )
+        return next((why for why in asked if why), None)
 
     def _quantize(
         self, block: Block, layers: Sequence[Layer], watch: Watch, static: Mapping[str, StaticInput | None]
@@ -171,9 +233,11 @@ class _Line:
             tensors = self.stages.quantize(name, block, mine, watch.observed(name), data, record)
             self._stage("pack")
             for layer in mine:
-                self._pack(layer, tensors[layer.name], watch, static.get(layer.site))
+                self._pack(block, layer, tensors[layer.name], watch, static.get(layer.site))
 
-    def _pack(self, layer: Layer, tensor: QuantizedTensor, watch: Watch, static: StaticInput | None) -> None:
+    def _pack(
+        self, block: Block, layer: Layer, tensor: QuantizedTensor, watch: Watch, static: StaticInput | None
+    ) -> None:
         rounded = numerics.dequantize(tensor)
         site = watch.sites.get(layer.site)
         unseen = bool(self.batches) and (site is None or not site.tokens)
@@ -194,7 +258,8 @@ class _Line:
                 "give more or other calibration data, or an override with dynamic activations"
             )
         layout = self.plan.format.layout(layer.scheme)
-        arrays = self.stages.pack(self.plan.recipe.format, tensor, static, layout)
+        online = block.online.get(layer.site)
+        arrays = self.stages.pack(self.plan.recipe.format, tensor, static, layout, online)
         self.outcome.packed += [(f"{layer.name}.{suffix}", array) for suffix, array in arrays.items()]
         self.outcome.layers.append(
             {
@@ -206,6 +271,7 @@ class _Line:
                 "error_of": of,
                 "tokens": site.tokens if site else 0,
             }
+            | ({} if online is None else {"online": online.describe()})
         )
 
     def _propagate(self, block: Block, on_site: OnSite | None, stream: str = "") -> None:
@@ -224,7 +290,7 @@ def _shards(tensors: Iterable[tuple[str, Tensor]]) -> list[list[tuple[str, Tenso
     shards: list[list[tuple[str, Tensor]]] = []
     room = 0
     for name, tensor in tensors:
-        nbytes = tensor.nbytes if isinstance(tensor, RawTensor | StoredTensor) else 0
+        nbytes = tensor.nbytes if isinstance(tensor, RawTensor | StoredTensor | DerivedTensor) else 0
         if not shards or nbytes > room:
             shards.append([])
             room = SHARD_BYTES
@@ -239,6 +305,7 @@ def _record(journal: Journal, part: int, files: Sequence[str], outcome: Outcome,
             "part": part,
             "files": {name: (journal.out / name).stat().st_size for name in files},
             "layers": outcome.layers,
+            "caches": outcome.caches,
             "notes": outcome.notes,
             "records": outcome.records,
             "seconds": round(seconds, 3),
@@ -251,9 +318,11 @@ def _finished(plan: Plan, journal: Journal) -> Finished:
         name: {n: t.nbytes for n, t in read_header(journal.out / name).items()}
         for record in journal.records
         for name in record["files"]
-        if name.endswith(".safetensors")
+        if name.endswith((".safetensors", ".ckpt"))
     }
     schemes = {row.layer.name: row.scheme for row in plan.rows if row.scheme is not None}
     kept = [row.layer.name for row in plan.rows if row.scheme is None] + list(plan.model.kept)
     aliases = {row.layer.name: row.layer.alias for row in plan.rows if row.layer.alias}
-    return Finished(plan.model.config(), schemes, kept, plan.model.files(), shards, aliases)
+    caches = {row.cache: row.args for row in plan.caches if row.args}
+    online = {row["layer"]: row["online"] for record in journal.records for row in record["layers"] if "online" in row}
+    return Finished(plan.model.config(), schemes, kept, plan.model.files(), shards, aliases, caches, online)

@@ -1,14 +1,14 @@
 """The plan: every layer's adapter, algorithms, scheme, format and kernel, with the reason, before a weight is read."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gs_core import discovery, kernels, numerics
 from gs_core.errors import GoldenStickError, PlanError, PluginError
-from gs_core.interfaces import Algorithm, CheckpointFormat, LayerInfo, Model, Needs, Request
+from gs_core.interfaces import Algorithm, CacheInfo, CheckpointFormat, LayerInfo, Model, Needs, Request
 from gs_core.stages import check_hooks, implements
-from gs_schemas import QuantizationScheme, Recipe, SchemaError, matches, validate
+from gs_schemas import QuantizationArgs, QuantizationScheme, Recipe, SchemaError, matches, named, validate
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class CacheRow:
+    """What happens to what one attention module caches, and why. ``args`` is ``None`` when it stays in floating
+    point; ``cache.sites`` are those that are quantized; ``algorithm`` observes them."""
+
+    cache: CacheInfo
+    args: QuantizationArgs | None
+    algorithm: str
+    reason: str
+
+    @property
+    def scheme(self) -> QuantizationScheme:
+        return QuantizationScheme(kv_cache=self.args)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that ``pipeline.run`` needs to know; nothing in it has read a weight."""
 
@@ -38,12 +53,18 @@ class Plan:
     algorithms: Mapping[str, Algorithm]
     format: CheckpointFormat
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was found while planning."""
     versions: Mapping[str, str] = field(default_factory=dict)
+    caches: tuple[CacheRow, ...] = ()
+    """Empty where no scheme of the recipe quantizes a cache."""
 
     @property
     def needs_data(self) -> bool:
-        """Whether the model has to run: an algorithm asks for data, or an activation scale is static."""
-        return bool(self.needing_data) or any(static_inputs(row.scheme) for row in self.rows)
+        """Whether the model has to run: an algorithm asks for data, or the scale of an activation or a cache is
+        static."""
+        static = any(static_inputs(row.scheme) for row in self.rows)
+        return bool(self.needing_data) or static or any(row.args and not row.args.dynamic for row in self.caches)
 
     @property
     def needing_data(self) -> list[str]:
@@ -60,7 +81,7 @@ class Plan:
         return {(n, self.algorithms[n].needs(row.scheme)) for row in self.rows if row.scheme for n in row.algorithms}
 
     def table(self) -> list[dict[str, Any]]:
-        """The rows as plain data, in the order of execution, kept modules last."""
+        """The rows as plain data, in the order of execution, then kept modules, then caches."""
         rows = [
             {
                 "layer": row.layer.name,
@@ -87,15 +108,37 @@ class Plan:
             }
             for name, why in self.model.kept.items()
         ]
-        return rows + kept
+        return rows + kept + [self._cache(row) for row in self.caches]
+
+    def _cache(self, row: CacheRow) -> dict[str, Any]:
+        return {
+            "layer": row.cache.name,
+            "shape": None,
+            "scheme": row.scheme.describe(),
+            "algorithms": [row.algorithm] if row.args else [],
+            "adapter": self.adapter,
+            "format": self.recipe.format if row.args else "",
+            "kernel": "",
+            "why": row.reason,
+        }
 
 
 def static_inputs(scheme: QuantizationScheme | None) -> bool:
     return bool(scheme and scheme.inputs and scheme.inputs.dynamic is False)
 
 
-def make(recipe: Recipe, model: Model, adapter: str, device: str) -> Plan:
-    """Resolve a recipe against an opened model. Raises ``PlanError`` with every problem found, not the first."""
+def make(
+    recipe: Recipe,
+    model: Model,
+    adapter: str,
+    device: str,
+    reasons: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+) -> Plan:
+    """Resolve a recipe against an opened model. Raises ``PlanError`` with every problem found, not the first.
+
+    reasons: why the recipe says what it says, by layer, where something has chosen. notes: what to tell beside.
+    """
     problems = _Problems()
     checkpoint_format = problems.catch(load_format, recipe.format)
     names = [a.name for a in recipe.algorithms] + [a.name for o in recipe.overrides for a in o.algorithms or []]
@@ -112,15 +155,20 @@ def make(recipe: Recipe, model: Model, adapter: str, device: str) -> Plan:
     rows = []
     for layer in model.layers:
         scheme, specs, reason = recipe.rule_for(layer.name)
-        chosen = tuple(spec.name for spec in specs)
+        reason = (reasons or {}).get(layer.name, reason)
+        chosen = tuple(spec.name for spec in specs if "input" in algorithms[spec.name].kinds)
         kernel = ""
         if scheme is None or scheme.weights is None:
+            reason = reason if scheme is None else f"{reason}: its scheme has no weights"
             scheme, chosen = None, ()
         else:
+            if scheme.kv_cache is not None:  # the attention's, not the layer's
+                scheme = named(scheme.model_copy(update={"name": None, "kv_cache": None}))
             fitted = checkpoint_format.fit(layer, scheme)
             if fitted:
                 scheme, reason = fitted[0], f"{reason}; {fitted[1]}"
-            for why in _objections(layer, scheme, [algorithms[n] for n in chosen], chosen, checkpoint_format):
+            stages = [algorithms[n] for n in chosen]
+            for why in objections(layer, scheme, stages, chosen, checkpoint_format, model.hidden):
                 problems.add(why, layer.name)
             for name in chosen if not model.differentiates else ():
                 if algorithms[name].needs(scheme).gradient:
@@ -128,10 +176,18 @@ def make(recipe: Recipe, model: Model, adapter: str, device: str) -> Plan:
             served = problems.catch(kernels.choose, Request(scheme, layer.shape, device), available)
             kernel = served.name if served else ""
         rows.append(Row(layer, scheme, chosen, kernel, reason))
-    for why in checkpoint_format.conflicts({row.layer.name: row.scheme for row in rows}):
+    caches = _caches(recipe, model, algorithms, checkpoint_format, problems)
+    schemes = {row.layer.name: row.scheme for row in rows} | {row.cache.name: row.scheme for row in caches}
+    for why in checkpoint_format.conflicts(schemes):
         problems.add(why)
-    warnings = [*model.warnings, *_unmatched(recipe, model, problems)]
-    if not any(row.scheme for row in rows):
+    _rotate(model, {n: a for n, a in algorithms.items() if any(n in row.algorithms for row in rows)}, problems)
+    remarks = [
+        f"{n}: {remark}"
+        for n, algorithm in algorithms.items()
+        for remark in algorithm.remarks([row.layer for row in rows if n in row.algorithms])
+    ]
+    warnings = [*model.warnings, *remarks, *_unmatched(recipe, model, problems)]
+    if not any(row.scheme for row in rows) and not any(row.args for row in caches):
         problems.add("no layer is left to quantize: every one is ignored or overridden to float")
     problems.raise_if_any()
     versions = {
@@ -141,7 +197,81 @@ def make(recipe: Recipe, model: Model, adapter: str, device: str) -> Plan:
             discovery.installed("format")[recipe.format],
         )
     }
-    return Plan(recipe, model, adapter, device, tuple(rows), algorithms, checkpoint_format, tuple(warnings), versions)
+    return Plan(
+        recipe,
+        model,
+        adapter,
+        device,
+        tuple(rows),
+        algorithms,
+        checkpoint_format,
+        tuple(warnings),
+        tuple(notes),
+        versions,
+        caches,
+    )
+
+
+def _caches(
+    recipe: Recipe,
+    model: Model,
+    algorithms: Mapping[str, Algorithm],
+    checkpoint_format: CheckpointFormat,
+    problems: "_Problems",
+) -> tuple[CacheRow, ...]:
+    """A row for every attention module, where a scheme of the recipe quantizes what they cache."""
+    treating = [name for name, algorithm in algorithms.items() if {*algorithm.kinds} - {"input"}]
+    if not any(s and s.kv_cache for s in (recipe.scheme, *(o.scheme for o in recipe.overrides))):
+        for name in treating:
+            problems.add(f"algorithm '{name}' has nothing to do: no scheme has kv_cache; add one, or remove it")
+        return ()
+    if not model.caches:
+        problems.add(f"scheme.kv_cache: there is no KV cache to quantize: {model.uncached}; remove it")
+    rows = []
+    for cache in model.caches:
+        scheme, specs, reason = recipe.rule_for(cache.name)
+        args = scheme.kv_cache if scheme else None
+        named = [spec.name for spec in specs if spec.name in treating]
+        if args is None:
+            reason = reason if scheme is None else f"{reason}: its scheme has no kv_cache"
+        elif len(named) != 1:
+            problems.add(_one_of(treating, named), cache.name)
+        else:
+            treated = algorithms[named[0]].kinds
+            narrowed = replace(cache, sites=tuple(site for site in cache.sites if site.kind in treated))
+            for why in _cache_objections(narrowed, args, named[0], algorithms[named[0]], checkpoint_format):
+                problems.add(why, cache.name)
+            cache = narrowed
+        rows.append(CacheRow(cache, args, named[0] if args and named else "", reason))
+    return tuple(rows)
+
+
+def _one_of(treating: list[str], named: list[str]) -> str:
+    if named:
+        return f"scheme.kv_cache: {' and '.join(named)} both treat the KV cache; keep one of them"
+    fix = treating[0] if treating else "kv_cache"
+    return f"scheme.kv_cache: none of its algorithms treats the KV cache; add '{fix}' to them, or remove it"
+
+
+def _cache_objections(
+    cache: CacheInfo, args: QuantizationArgs, name: str, algorithm: Algorithm, checkpoint_format: CheckpointFormat
+) -> list[str]:
+    """Why this cache cannot be treated so; empty when it can."""
+    found = []
+    if args.after is not None:
+        found.append("scheme.kv_cache.after: no installed algorithm quantizes in two stages; remove it")
+    if args.number.kind == "shared_exponent":
+        found.append(f"scheme.kv_cache.format: numerics for '{args.format}' are not installed")
+    found += [why for s in cache.sites if (why := numerics.cache_objection(s.features, s.heads, args))]
+    missing = {*algorithm.kinds} - {site.kind for site in cache.sites} - {"input"}
+    if "unrotated_key" in missing:
+        missing -= {"unrotated_key"}
+        found.append(f"algorithm '{name}' would quantize keys before their rotation, but {cache.rotated_only}")
+    if missing:
+        found.append(f"algorithm '{name}' finds no {' and no '.join(sorted(missing))} here")
+    found += [f"algorithm '{name}': {why}" for why in [algorithm.unsupported_cache(cache, args)] if why]
+    found += [why for why in [checkpoint_format.unsupported_cache(cache, args)] if why]
+    return list(dict.fromkeys(found))
 
 
 def load_algorithm(name: str, options: Mapping[str, Any]) -> Algorithm:
@@ -170,18 +300,17 @@ def load_format(name: str) -> CheckpointFormat:
     return instance
 
 
-def _objections(
+def objections(
     layer: LayerInfo,
     scheme: QuantizationScheme,
-    algorithms: list[Algorithm],
+    algorithms: Sequence[Algorithm],
     names: tuple[str, ...],
     checkpoint_format: CheckpointFormat,
+    hidden: int,
 ) -> list[str]:
     """Why this layer cannot be treated so; empty when it can."""
     assert scheme.weights is not None
     found = _order(dict(zip(names, algorithms, strict=True)))
-    if scheme.kv_cache is not None:
-        found.append("scheme.kv_cache: no installed algorithm quantizes the KV cache; remove it")
     if scheme.weights.after is not None:
         found.append("scheme.weights.after: no installed algorithm quantizes in two stages; remove it")
     if not scheme.weights.number.is_integer:
@@ -198,10 +327,32 @@ def _objections(
                 f"algorithm '{name}' would group input features that are not neighbours, which this checkpoint "
                 "format cannot hold; for gptq set static_groups: true"
             )
+        for kind, fix in algorithm.leaves_online(layer, hidden).items():
+            if kind not in checkpoint_format.holds_online:
+                found.append(
+                    f"algorithm '{name}' would leave a {kind} map of its input to be computed at run time, which "
+                    f"this checkpoint format cannot hold; {fix}"
+                )
     why = checkpoint_format.unsupported(layer, scheme)
     if why:
         found.append(why)
     return found
+
+
+def _rotate(model: Model, algorithms: Mapping[str, Algorithm], problems: "_Problems") -> None:
+    """Give the residual stream the rotation that an algorithm wants."""
+    rotating: list[str] = []
+    for name, algorithm in algorithms.items():
+        try:
+            rotation = algorithm.residual(model.hidden)
+            if rotation is not None and not rotating:
+                model.rotate(rotation)
+        except ValueError as error:
+            problems.add(f"algorithm '{name}' rotates the residual stream: {error}. For hadamard set r1: false")
+        else:
+            rotating += [] if rotation is None else [name]
+    if len(rotating) > 1:
+        problems.add(f"{' and '.join(rotating)} both rotate the residual stream; let one of them")
 
 
 def _order(algorithms: Mapping[str, Algorithm]) -> list[str]:
@@ -220,7 +371,7 @@ def _order(algorithms: Mapping[str, Algorithm]) -> list[str]:
 
 
 def _unmatched(recipe: Recipe, model: Model, problems: "_Problems") -> list[str]:
-    names = [layer.name for layer in model.layers]
+    names = [layer.name for layer in model.layers] + [cache.name for cache in model.caches]
     for override in recipe.overrides:
         if not any(matches(override.match, name) for name in names):
             problems.add(f"override '{override.match}' matches no layer; layers look like '{names[0]}'")

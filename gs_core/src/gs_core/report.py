@@ -31,6 +31,7 @@ class Report:
 
 def write(plan: Plan, journal: Journal, tokens: np.ndarray | None, files: list[str], seconds: float) -> Report:
     """Assemble the report and write it. Everything but ``run`` is the same for the same input."""
+    caches = [row for record in journal.records for row in record.get("caches", ())]
     layers = [row for record in journal.records for row in record["layers"]]
     weights = {f: s for record in journal.records for f, s in record["files"].items()}
     data = {
@@ -43,8 +44,9 @@ def write(plan: Plan, journal: Journal, tokens: np.ndarray | None, files: list[s
         "schemes": dict(Counter(row["scheme"] for row in layers)),
         "kept_in_float": [row for row in plan.table() if row["scheme"] == "float"],
         "layers": layers,
+        **({"caches": caches} if caches else {}),
         "records": [facts for record in journal.records for facts in record["records"]],
-        "notes": [*plan.warnings, *(note for record in journal.records for note in record["notes"])],
+        "notes": [*plan.notes, *plan.warnings, *(note for record in journal.records for note in record["notes"])],
         "files": sorted({*weights, *files, REPORT}),
         "run": {
             "seconds": round(sum(record["seconds"] for record in journal.records), 3),

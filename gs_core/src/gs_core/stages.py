@@ -10,7 +10,8 @@ from gs_core.arrays import Array
 from gs_core.discovery import Plugin
 from gs_core.errors import PluginError
 from gs_core.hookspecs import Record
-from gs_core.interfaces import Accumulator, Block, ChannelScale, Data, Layer, Output, Site, StaticInput, Transform
+from gs_core.interfaces import Accumulator, Block, Data, Layer, Output, Site, StaticInput, Transform
+from gs_core.linear_map import LinearMap
 from gs_core.quantized import QuantizedTensor
 from gs_schemas import QuantizationScheme
 
@@ -94,7 +95,7 @@ class Stages:
     ) -> list[Transform]:
         given = {"block": block, "layers": layers, "observed": observed, "data": data, "record": record}
         answer = self._call("smooth", name, **given) or ()
-        ok = isinstance(answer, Sequence) and all(isinstance(t, ChannelScale) for t in answer)
+        ok = isinstance(answer, Sequence) and all(isinstance(t, Transform) for t in answer)
         self._answer("smooth", name, ok, answer, "a list of transforms")
         return list(answer)
 
@@ -116,8 +117,15 @@ class Stages:
         self._answer("quantize", name, ok, answer, f"a QuantizedTensor for each of {', '.join(wanted)}")
         return {layer: answer[layer] for layer in wanted}
 
-    def pack(self, name: str, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str) -> dict[str, Array]:
-        answer = self._call("pack", name, tensor=tensor, inputs=inputs, layout=layout)
+    def pack(
+        self,
+        name: str,
+        tensor: QuantizedTensor,
+        inputs: StaticInput | None,
+        layout: str,
+        online: LinearMap | None = None,
+    ) -> dict[str, Array]:
+        answer = self._call("pack", name, tensor=tensor, inputs=inputs, layout=layout, online=online)
         self._answer("pack", name, isinstance(answer, Mapping), answer, "named arrays")
         return dict(answer)
 

@@ -1,17 +1,28 @@
 """Observing a block: one pass over the calibration data while every observer of every site listens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gs_core import numerics
 from gs_core.arrays import Array, astype, namespace
-from gs_core.errors import CalibrationError
-from gs_core.interfaces import Accumulator, Batch, Block, ChannelScale, OnSite, Site, StaticInput
-from gs_core.observers import Range, Sample, static_input
-from gs_core.planning import Row, static_inputs
+from gs_core.errors import CalibrationError, PluginError
+from gs_core.interfaces import (
+    Accumulator,
+    Batch,
+    Block,
+    ChannelScale,
+    Layer,
+    OnSite,
+    Site,
+    SiteTransform,
+    StaticInput,
+    Transform,
+)
+from gs_core.observers import Limits, Sample, limits_of, static_input
+from gs_core.planning import CacheRow, Row, static_inputs
 from gs_core.stages import Stages, implements
-from gs_schemas import QuantizationScheme
+from gs_schemas import QuantizationArgs, QuantizationScheme
 
 
 @dataclass
@@ -22,20 +33,20 @@ class SiteWatch:
     scheme: QuantizationScheme
     by_algorithm: dict[str, Accumulator]
     sample: Sample
-    range: Range | None
+    limits: Limits | None
     dtype: str
     tokens: int = 0
 
     def accumulators(self) -> list[Accumulator]:
-        return [*self.by_algorithm.values(), self.sample, *([self.range] if self.range else [])]
+        return [*self.by_algorithm.values(), self.sample, *([self.limits] if self.limits else [])]
 
     def static_input(self) -> StaticInput | None:
         """Parameters of the site's static quantization; None for dynamic or float, or when nothing arrived."""
         args = self.scheme.inputs
-        if self.range is None or args is None or not self.tokens:
+        if self.limits is None or args is None or not self.tokens:
             return None
         dtype = numerics.scale_dtype(args, self.dtype)
-        return static_input(self.range.result(), self.sample.result(), args, dtype)
+        return static_input(self.limits, self.sample.result(), args, dtype)
 
 
 @dataclass
@@ -48,6 +59,8 @@ class Watch:
     batches: Sequence[Batch]
     floats: Sequence[Batch] = ()
     """The same batches, no block before quantized: for accumulators of pairs."""
+    caches: Mapping[str, CacheRow] = field(default_factory=dict)
+    """By the names of the sites that are quantized."""
     sites: dict[str, SiteWatch] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -58,6 +71,8 @@ class Watch:
         self._pass(self.sites)
 
     def _listeners(self, site: Site) -> SiteWatch | None:
+        if site.name in self.caches:
+            return self._cache_listener(site, self.caches[site.name])
         rows = [row for name in site.layers if (row := self.rows[name]).scheme is not None]
         if not rows:
             return None
@@ -75,9 +90,14 @@ class Watch:
             scheme,
             {name: accumulator for name, accumulator in asked.items() if accumulator is not None},
             Sample(len(self.batches)),
-            Range() if static else None,
+            limits_of(scheme.inputs) if static and scheme.inputs else None,
             rows[0].layer.dtype,
         )
+
+    def _cache_listener(self, site: Site, row: CacheRow) -> SiteWatch:
+        accumulator = self.stages.observe(row.algorithm, site, row.scheme)
+        listening = {} if accumulator is None else {row.algorithm: accumulator}
+        return SiteWatch(site, row.scheme, listening, Sample(len(self.batches)), None, site.dtype)
 
     def _pass(self, sites: Mapping[str, SiteWatch]) -> None:
         paired = {name for name, watch in sites.items() if any(a.paired for a in watch.accumulators())}
@@ -91,7 +111,10 @@ class Watch:
             watch = sites.get(name)
             if watch is None or x.shape[0] == 0:
                 return
-            check_finite(x, f"{self.block.name}: the activation entering {', '.join(watch.site.layers)}")
+            entering = (
+                f"the activation entering {', '.join(watch.site.layers)}" if watch.site.layers else watch.site.name
+            )
+            check_finite(x, f"{self.block.name}: {entering}")
             watch.tokens += int(x.shape[0])
             unquantized = beside[name].pop(0) if beside.get(name) else None
             if unquantized is not None and unquantized.shape != x.shape:
@@ -122,38 +145,93 @@ class Watch:
 
         def replace(name: str, x: Array) -> Array | None:
             if name not in known:
-                known[name] = fake_quantizer(self._numbers(name))
+                known[name] = self._as_seen(name)
             return known[name](name, x)
 
         return replace
 
-    def _numbers(self, name: str) -> dict[str, tuple[QuantizationScheme, StaticInput | None]]:
-        schemes = [self.rows[layer].scheme for layer in self.block.sites[name].layers]
+    def _as_seen(self, name: str) -> OnSite:
+        site = self.block.sites[name]
+        if name in self.caches:
+            args = self.caches[name].args
+            return fake_quantizer({}, {} if args is None else {name: (site, args, self._static_cache(name))})
+        schemes = [self.rows[layer].scheme for layer in site.layers]
         # A site that feeds layers of different activation schemes stays float here: only one of them differs.
-        if schemes[0] is None or any(s is None or s.inputs != schemes[0].inputs for s in schemes):
-            return {}
-        return {name: (schemes[0], self.sites[name].static_input() if name in self.sites else None)}
+        if not schemes or schemes[0] is None or any(s is None or s.inputs != schemes[0].inputs for s in schemes):
+            return fake_quantizer({})
+        return fake_quantizer({name: (schemes[0], self.sites[name].static_input() if name in self.sites else None)})
 
-    def rescale(self, transform: ChannelScale) -> None:
-        """Account for a transform that was applied: rescale what was observed, or observe it again."""
-        scale = transform.fold.expand(transform.scale)
+    def account(self, transform: Transform) -> None:
+        """Account for a transform that was applied: rewrite what was observed, or observe it again."""
         again = {}
-        for name in transform.fold.sites:
+        for name in transform.sites:
             watch = self.sites.get(name)
             if watch is None or not watch.tokens:
                 continue
-            if not all(accumulator.rescale(scale) for accumulator in watch.accumulators()):
+            if not all(_rewrite(accumulator, transform) for accumulator in watch.accumulators()):
                 fresh = self._listeners(watch.site)
                 assert fresh is not None
                 again[name] = self.sites[name] = fresh
         if again:
             self._pass(again)
 
+    def renew_caches(self, transforms: Iterable[Transform]) -> None:
+        """Observe again the caches whose values some transforms have changed: those that lie between the layer that
+        absorbed a scale and the sites that see it."""
+        order = list(self.block.sites)
+        again = {}
+        for transform in transforms:
+            if isinstance(transform, SiteTransform):
+                continue
+            producer: Layer | None = self.block.layers.get(transform.fold.producer)
+            if producer is None:  # a norm: what its scale changes, the layers after it undo
+                continue
+            first, last = order.index(producer.site), max(map(order.index, transform.fold.sites))
+            for name in order[first:last]:
+                if name in self.caches and (fresh := self._listeners(self.block.sites[name])) is not None:
+                    again[name] = self.sites[name] = fresh
+        if again:
+            self._pass(again)
 
-def fake_quantizer(sites: Mapping[str, tuple[QuantizationScheme, StaticInput | None]]) -> OnSite:
-    """An ``on_site`` that makes activations what an engine would see; ``sites`` by name."""
+    def static_caches(self) -> dict[str, StaticInput | None]:
+        """The static parameters of every site of a cache that is quantized; None for what is dynamic. Raises
+        ``CalibrationError`` when nothing arrived there."""
+        return {name: self._static_cache(name) for name in self.caches}
+
+    def _static_cache(self, name: str) -> StaticInput | None:
+        row = self.caches[name]
+        if row.args is None or row.args.dynamic:
+            return None
+        watch = self.sites[name]
+        if not watch.tokens:
+            raise CalibrationError(
+                f"{name}: its scheme has a static KV cache, but no calibration token reached it; "
+                "give more or other calibration data, or a dynamic kv_cache"
+            )
+        static = watch.by_algorithm[row.algorithm].result()
+        if not isinstance(static, StaticInput):
+            raise PluginError(f"'{row.algorithm}' found {static!r:.120} for {name}; expected a StaticInput")
+        return static
+
+
+def _rewrite(accumulator: Accumulator, transform: Transform) -> bool:
+    if isinstance(transform, ChannelScale):
+        return accumulator.rescale(transform.fold.expand(transform.scale))
+    return accumulator.transform(transform.map)
+
+
+Cached = tuple[Site, QuantizationArgs, StaticInput | None]
+"""A site of a cache, and how it is quantized."""
+
+
+def fake_quantizer(
+    sites: Mapping[str, tuple[QuantizationScheme, StaticInput | None]], caches: Mapping[str, Cached] | None = None
+) -> OnSite:
+    """An ``on_site`` that makes activations what an engine would see; ``sites`` and ``caches`` by name."""
 
     def replace(name: str, x: Array) -> Array | None:
+        if caches and name in caches:
+            return _recalled(x, *caches[name])
         scheme, static = sites.get(name, (None, None))
         if scheme is None or scheme.inputs is None:
             return None
@@ -164,6 +242,11 @@ def fake_quantizer(sites: Mapping[str, tuple[QuantizationScheme, StaticInput | N
         return numerics.fake_quantize(x, scheme.inputs, static.scale, static.zero_point)
 
     return replace
+
+
+def _recalled(x: Array, site: Site, args: QuantizationArgs, static: StaticInput | None) -> Array:
+    parameters = (static.scale, static.zero_point) if static else ()
+    return numerics.fake_quantize_cache(x, site.heads, args, *parameters)
 
 
 def check_finite(x: Array, what: str) -> None:

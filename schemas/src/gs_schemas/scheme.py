@@ -32,11 +32,14 @@ class QuantizationArgs(Strict):
     format: the number format of a code, a key of ``NUMBER_FORMATS``.
     granularity: what shares a scale. ``tensor``: everything. ``channel``: a row of the weight (an output
         feature). ``group``: ``group_size`` neighbours along the last axis. ``block``: a ``block_size`` tile.
-        ``token``: the last axis of an activation. ``head``: one attention head of a cached key or value.
+        ``token``: the last axis of an activation. ``head``: one attention head of a cached key or value (of each
+        token, where dynamic).
     symmetric: no zero point. Always true for floating point.
     dynamic: scales are computed at run time (``True``), before it (``False``), or at run time under a global
         scale computed before it (``"local"``, as NVFP4 activations are).
-    observer: how a static range is chosen: ``minmax`` keeps every value, ``mse`` minimises the squared error.
+    observer: how a static range is chosen. ``minmax`` keeps every value, ``mse`` minimises the squared error; for
+        activations also ``percentile`` (keeps ``percentile`` percent of the values), ``divergence``
+        (Kullback-Leibler, of the histogram) and ``average`` (the mean of the batches' extremes).
     scale_format: how a scale is stored.
     global_scale: scales are themselves relative to one float32 scale per tensor (two-level, as in NVFP4).
     zero_point: how a zero point is stored: ``int`` on the grid of the codes, ``float`` in the scale's format.
@@ -49,7 +52,8 @@ class QuantizationArgs(Strict):
     block_size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
     symmetric: bool = True
     dynamic: bool | Literal["local"] = False
-    observer: Literal["minmax", "mse"] = "minmax"
+    observer: Literal["minmax", "mse", "percentile", "divergence", "average"] = "minmax"
+    percentile: float | None = Field(None, gt=50, le=100)
     scale_format: ScaleFormat = "model"
     global_scale: bool = False
     zero_point: Literal["int", "float"] = "int"
@@ -71,6 +75,8 @@ class QuantizationArgs(Strict):
                 raise ValueError(f"{field} needs granularity '{granularity}', got '{self.granularity}'")
             if not given and self.granularity == granularity:
                 raise ValueError(f"granularity '{granularity}' needs {field}")
+        if (self.percentile is not None) != (self.observer == "percentile"):
+            raise ValueError("observer 'percentile' and a value for percentile (99.9, say) go together")
         number = self.number
         if not self.symmetric and not number.is_integer:
             raise ValueError(f"symmetric must be true for '{self.format}', which has no zero point")
@@ -100,14 +106,25 @@ class QuantizationScheme(Strict):
     def _consistent(self) -> Self:
         if self.weights and self.weights.dynamic is not False:
             raise ValueError("weights: dynamic must be false, a weight does not change at run time")
+        if self.weights and self.weights.observer not in ("minmax", "mse"):
+            raise ValueError(f"weights: observer '{self.weights.observer}' is for activations; use minmax or mse")
         if self.weights and self.weights.granularity in ("token", "head"):
             raise ValueError(f"weights: a weight has no '{self.weights.granularity}' granularity")
         if self.inputs and self.inputs.granularity == "token" and self.inputs.dynamic is False:
             raise ValueError("inputs: a scale per token is only known at run time; set dynamic: true")
         if self.inputs and self.inputs.granularity in ("channel", "head"):
             raise ValueError("inputs: use granularity 'tensor', 'token', 'group' or 'block'")
+        if self.kv_cache and self.kv_cache.observer not in ("minmax", "mse"):
+            raise ValueError(f"kv_cache: observer '{self.kv_cache.observer}' is for activations; use minmax or mse")
         if self.kv_cache and self.kv_cache.granularity == "block":
             raise ValueError("kv_cache: use granularity 'tensor', 'channel', 'head', 'token' or 'group'")
+        if self.kv_cache and self.kv_cache.granularity in ("token", "group") and not self.kv_cache.dynamic:
+            raise ValueError("kv_cache: a scale for every token is only known at run time; set dynamic: true")
+        if self.kv_cache and self.kv_cache.granularity in ("tensor", "channel") and self.kv_cache.dynamic:
+            raise ValueError(
+                f"kv_cache: a scale per {self.kv_cache.granularity} spans tokens that are still to come; "
+                "set dynamic: false, or use granularity 'token', 'head' or 'group'"
+            )
         return self
 
     def describe(self) -> str:

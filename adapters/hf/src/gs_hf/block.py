@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from gs_core import Block, ChannelScale, Fold, Layer, LayerInfo
+from gs_core import Block, Fold, Layer, LayerInfo, Site
 from gs_core.arrays import RawTensor, astype, to_raw
-from gs_core.interfaces import Batch, OnSite
+from gs_core.interfaces import Batch, OnSite, Transform, through
 from gs_core.storage import Tensor
-from gs_hf.applying import fold
+from gs_hf.applying import apply
+from gs_hf.caches import OnCache, listening
 from gs_hf.folding import find_folds
 from gs_hf.naming import Place, layer_name
 from gs_hf.running import take_up
@@ -18,6 +19,7 @@ from gs_hf.watch import OnUse, Use, Watch, identity
 
 if TYPE_CHECKING:
     from gs_hf.model import HFModel
+    from gs_hf.residual import Residual
 
 
 class HFLayer(Layer):
@@ -62,6 +64,11 @@ class HFBlock(Block):
         self.model.weights.forget(self.parameters)
         self.parameters = {}
 
+    def rotate(self, residual: "Residual") -> None:
+        """Rewrite it for a rotated residual stream; see ``gs_core.Model.rotate``."""
+        assert self._probe is not None, "a model with a rotated residual stream is run"
+        residual.enter(self, self._probe)
+
     def piece(self, place: Place) -> torch.Tensor:
         part = self.parameter_piece(place)
         return self.model.weights.read(place) if part is None else part
@@ -79,28 +86,31 @@ class HFBlock(Block):
         on_site: OnSite | None = None,
         weights: Mapping[str, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
-        before = take_up(previous, self.model.device)
-        return self.compute(tokens, before, self._listener(on_site, weights or {}), weights is not None)
+        taken, on_site = take_up(previous, self.model.device), through(self.online, on_site)
+        on_use = self._listener(on_site, weights or {}) if on_site is not None or weights else None
+        on_cache = None if on_site is None else self._cache_listener(on_site)
+        return self.compute(tokens, taken, on_use, on_cache, weights is not None)
 
     def compute(
         self,
         tokens: np.ndarray,
         previous: dict[str, torch.Tensor] | None,
         on_use: OnUse | None = None,
+        on_cache: OnCache | None = None,
         gradient: bool = False,
     ) -> dict[str, torch.Tensor]:
         runner = self.model.runner
         assert runner is not None, "the block was opened without weights"
         if on_use is None:
-            return runner.block(self.index, tokens, previous, gradient)
+            return runner.block(self.index, tokens, previous, gradient=gradient)
+        cache = None if on_cache is None else listening(self.model.module, on_cache)
         with Watch(self.parameters, on_use):
-            return runner.block(self.index, tokens, previous, gradient)
+            return runner.block(self.index, tokens, previous, cache, gradient)
 
-    def _listener(self, on_site: OnSite | None, weights: Mapping[str, torch.Tensor]) -> OnUse | None:
-        """Call ``on_site`` once for each tensor that arrives at a site, however many layers it feeds, and multiply by
-        the given weights."""
-        if on_site is None and not weights:
-            return None
+    def _listener(self, on_site: OnSite | None, weights: Mapping[str, torch.Tensor]) -> OnUse:
+        """Call ``on_site`` once for each tensor that arrives at a site, however many layers it feeds, and for each
+        that leaves a layer as a key; multiply by the given weights."""
+        makers = self.model.makers
         last: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
         def on_use(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
@@ -115,7 +125,11 @@ class HFBlock(Block):
                 flat = x.reshape(-1, x.shape[-1])
                 replaced = on_site(site, flat)
                 seen = last[site] = (x, flat if replaced is None else replaced)
-            return compute(seen[1].reshape(x.shape), other)
+            y = compute(seen[1].reshape(x.shape), other)
+            if on_site is None or use.parameter not in makers:
+                return y
+            replaced = on_site(makers[use.parameter], y.reshape(-1, y.shape[-1]))
+            return y if replaced is None else replaced.reshape(y.shape)
 
         return on_use
 
@@ -130,16 +144,31 @@ class HFBlock(Block):
         ]
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
+    def _cache_listener(self, on_site: OnSite) -> OnCache | None:
+        """Call ``on_site`` for the keys and values of every attention module."""
+        sites = {index: info.sites[-2:] for index, info in self.model.cache_at.items() if info.block == self.index}
+        if not sites:
+            return None
+
+        def answer(x: torch.Tensor, site: Site) -> torch.Tensor:
+            by_token = x.transpose(1, 2)
+            replaced = on_site(site.name, by_token.reshape(-1, site.features))
+            return x if replaced is None else replaced.reshape(by_token.shape).transpose(1, 2)
+
+        def on_cache(key: torch.Tensor, value: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            if index not in sites:
+                return key, value
+            return answer(key, sites[index][0]), answer(value, sites[index][1])
+
+        return on_cache
+
     # --- transforms ------------------------------------------------------------------------------------------
 
     def folds(self) -> Sequence[Fold]:
-        if self._probe is None:
-            return ()
-        tokens, previous = self._probe
-        return find_folds(self, tokens, take_up(previous, self.model.device))
+        return () if self._probe is None else find_folds(self, self._probe)
 
-    def apply(self, transform: ChannelScale) -> tuple[ChannelScale, Callable[[], None]]:
-        return fold(self, transform)
+    def apply(self, transform: Transform) -> tuple[Transform, Callable[[], None]]:
+        return apply(self, transform)
 
     def stored_dtype(self, parameter: str) -> str:
         return self.model.checkpoint[self.model.naming.by_parameter[parameter][0].source].dtype

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from gs_core import LayerInfo, Site
+from gs_core import CacheInfo, LayerInfo, Site
 from gs_core.storage import Checkpoint
+from gs_hf.caches import Cached
 from gs_hf.naming import Naming, Place, layer_name
 from gs_hf.topology import Topology
 from gs_hf.watch import Use
@@ -161,6 +162,32 @@ class Layers:
         module = _module_of(places[0].parameter) if places[0].expert is None else layer
         alias = module if module != layer else ""
         return LayerInfo(layer, block, (int(rows), int(columns)), site, stored.dtype, alias)
+
+    def add_cache(self, cached: Cached) -> CacheInfo:
+        """The sites of a cache, among those of its block in the order of execution."""
+        block = self._block_of(f"{cached.module}.")
+        assert block is not None, f"{cached.module} lies outside the blocks"
+        inside = next(p for p in self.naming.by_parameter if p.startswith(f"{cached.module}."))
+        source = self.naming.by_parameter[inside][0].source
+        name = source.removesuffix(inside.removeprefix(cached.module))
+        name = name if name != source else cached.module
+        dtype = self.checkpoint[source].dtype
+        (heads, size), (value_heads, value_size) = cached.key, cached.value
+        key = Site(f"{name}.key", heads * size, (), "key", heads, dtype)
+        unrotated = Site(f"{name}.unrotated_key", heads * size, (), "unrotated_key", heads, dtype)
+        value = Site(f"{name}.value", value_heads * value_size, (), "value", value_heads, dtype)
+        if cached.maker:
+            self._insert(block, cached.used[: cached.made], unrotated)
+        self._insert(block, cached.used, key, value)
+        sites = ((unrotated,) if cached.maker else ()) + (key, value)
+        return CacheInfo(name, block, sites, cached.rotated_only, cached.module if cached.module != name else "")
+
+    def _insert(self, block: int, used: list[str], *new: Site) -> None:
+        """Put sites behind the last one that any of the parameters ``used`` before belongs to."""
+        sites = list(self.sites[block].values())
+        before = {self.site_of.get((parameter, None)) for parameter in used}
+        at = max((i + 1 for i, site in enumerate(sites) if site.name in before or site.kind != "input"), default=0)
+        self.sites[block] = {site.name: site for site in [*sites[:at], *new, *sites[at:]]}
 
     def _report_unused(self, seen: Topology) -> None:
         """Linear layers that the watched run never reached stay in floating point, and are said to."""

@@ -34,15 +34,17 @@ class Runner:
         self.blocks = [module.get_submodule(name) for name in blocks]
         self.whole = blocks == [""]
 
-    def block(self, index: int, tokens: np.ndarray, previous: Outputs | None, gradient: bool = False) -> Outputs:
-        """What block ``index`` returns; see ``gs_core.Block.run``."""
+    def block(
+        self, index: int, tokens: np.ndarray, previous: Outputs | None, cache: Any = None, gradient: bool = False
+    ) -> Outputs:
+        """What block ``index`` returns; see ``gs_core.Block.run``. ``cache``: a transformers cache to run with."""
         with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
             if self.whole:
-                return {"hidden": _first_tensor(self._forward(tokens))}
+                return {"hidden": _first_tensor(self._forward(tokens, cache))}
             answer = unflatten(previous) if previous is not None else None
-            return flatten(self.returns_at(index, tokens, [answer] * index))
+            return flatten(self.returns_at(index, tokens, [answer] * index, cache))
 
-    def returns_at(self, index: int, tokens: np.ndarray, answers: Sequence[Any]) -> Any:
+    def returns_at(self, index: int, tokens: np.ndarray, answers: Sequence[Any], cache: Any = None) -> Any:
         """What block ``index`` returns when the blocks before it return ``answers``."""
 
         def compute(number: int, call: partial) -> Any:
@@ -50,7 +52,7 @@ class Runner:
                 return answers[number]
             raise Finished(call())
 
-        return self._call(tokens, compute)
+        return self._call(tokens, compute, cache)
 
     @torch.no_grad()
     def returns(self, tokens: np.ndarray) -> list[Any]:
@@ -87,11 +89,25 @@ class Runner:
         """Logits, when the blocks return ``answers``."""
         return _first_tensor(self._call(tokens, lambda number, call: answers[number]))
 
-    def _call(self, tokens: np.ndarray, compute: Callable[[int, partial], Any]) -> Any:
+    @torch.no_grad()
+    def enters(self, module: torch.nn.Module, tokens: np.ndarray, last: Outputs) -> torch.Tensor:
+        """What a module after the blocks is called with, from the last block's output. It is not called."""
+
+        def stop(m: torch.nn.Module, given: tuple) -> None:
+            raise Finished(given[0])
+
+        # Before the hooks that would load the module's weights.
+        handle = module.register_forward_pre_hook(stop, prepend=True)
+        try:
+            return self._call(tokens, lambda number, call: unflatten(last))
+        finally:
+            handle.remove()
+
+    def _call(self, tokens: np.ndarray, compute: Callable[[int, partial], Any], cache: Any = None) -> Any:
         for number, block in enumerate(self.blocks):
             block.forward = _standing(block, number, compute)
         try:
-            return self._forward(tokens)
+            return self._forward(tokens, cache)
         except Finished as finished:
             finished.__traceback__ = None  # its frames hold every tensor of the forward
             return finished.output
@@ -99,10 +115,11 @@ class Runner:
             for block in self.blocks:
                 del block.forward
 
-    def _forward(self, tokens: np.ndarray) -> Any:
+    def _forward(self, tokens: np.ndarray, cache: Any = None) -> Any:
         ids = torch.from_numpy(np.ascontiguousarray(tokens)).to(self.device)
+        options = {"use_cache": False} if hasattr(self.module, "config") else {}
         try:
-            return self.module(ids, **({"use_cache": False} if hasattr(self.module, "config") else {}))
+            return self.module(ids, **options | ({"past_key_values": cache} if cache is not None else {}))
         except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError) as error:
             raise CalibrationError(f"the model cannot be run block by block: {reason(error)}") from error
 

@@ -35,7 +35,7 @@ class Topology:
 def observe(module: torch.nn.Module) -> Topology:
     """Watch a module run whose parameters may all be on the meta device. Raises ``CheckpointError``."""
     topology = Topology()
-    with _thin_parameters(module) as parameters, torch.no_grad():
+    with thin_parameters(module) as parameters, torch.no_grad():
         # Twice, with outputs rising and falling: what routes by its largest output then takes both ends.
         for sign in (1.0, -1.0):
             _observe_once(module, parameters, sign, topology)
@@ -76,18 +76,10 @@ def why_inseparable(module: torch.nn.Module, blocks: list[str]) -> str | None:
     returned.
     """
 
-    def answer(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
-        if use.expert is not None:
-            return compute(x)
-        # Follows the input, so that a difference between two runs would show.
-        mixed = (x * torch.cos(torch.arange(x.shape[-1]))).mean(-1, keepdim=True)
-        mixed = mixed + torch.linspace(-1, 1, use.outputs, dtype=x.dtype)
-        return mixed.expand(*x.shape[:-1], use.outputs).clone()
-
     runner = Runner(module, blocks, "cpu")
     indices = sorted({round(i * (len(blocks) - 1) / CHECKED_BLOCKS) for i in range(1, CHECKED_BLOCKS + 1)} - {0})
     try:
-        with _thin_parameters(module) as parameters, Watch(parameters, answer):
+        with thin_parameters(module) as parameters, Watch(parameters, following):
             returned = runner.returns(PROBE)
             for index in indices:
                 whole = [*runner.arrives(index, PROBE, returned), *flatten(returned[index]).values()]
@@ -96,15 +88,24 @@ def why_inseparable(module: torch.nn.Module, blocks: list[str]) -> str | None:
                     *runner.arrives(index, PROBE, answers),
                     *flatten(runner.returns_at(index, PROBE, answers)).values(),
                 ]
-                if not _same(whole, alone):
+                if not same(whole, alone):
                     return f"block {index} takes more from the blocks before it than the last one returns"
             whole = runner.end(PROBE, returned)
             alone = runner.end(PROBE, _only_last(returned))
-            if not _same([whole], [alone]):
+            if not same([whole], [alone]):
                 return "what follows the blocks takes more than the last one returns"
     except CalibrationError as error:
         return str(error)
     return None
+
+
+def following(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
+    """Answers a product with what follows its input, so that a difference between two runs would show."""
+    if use.expert is not None:
+        return compute(x)
+    mixed = (x * torch.cos(torch.arange(x.shape[-1]))).mean(-1, keepdim=True)
+    mixed = mixed + torch.linspace(-1, 1, use.outputs, dtype=x.dtype)
+    return mixed.expand(*x.shape[:-1], use.outputs).clone()
 
 
 def _only_last(returned: list[Any]) -> list[Any]:
@@ -114,7 +115,8 @@ def _only_last(returned: list[Any]) -> list[Any]:
     return [unflatten(other)] * (len(returned) - 1) + [unflatten(last)]
 
 
-def _same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+    """Whether two runs gave the same tensors, to the bit."""
     return len(left) == len(right) and all(
         a.shape == b.shape and bool(torch.equal(torch.nan_to_num(a.float()), torch.nan_to_num(b.float())))
         for a, b in zip(left, right, strict=True)
@@ -122,7 +124,7 @@ def _same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
 
 
 @contextmanager
-def _thin_parameters(module: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+def thin_parameters(module: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     """Give every meta parameter a real value of one number; put the meta ones back afterwards."""
     before: list[tuple[torch.nn.Module, str, torch.nn.Parameter]] = []
     known: dict[str, torch.Tensor] = {}

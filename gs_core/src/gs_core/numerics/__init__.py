@@ -1,6 +1,7 @@
 """Number formats as arithmetic: ranges, codes, and back. Written over the array API, once for all frameworks."""
 
 from gs_core.numerics.activations import fake_quantize
+from gs_core.numerics.caches import cache_objection, cache_params, fake_quantize_cache
 from gs_core.numerics.groups import join, objection, slices, split
 from gs_core.numerics.integer import (
     code_dtype,
@@ -10,15 +11,19 @@ from gs_core.numerics.integer import (
     quantize_with,
     scale_dtype,
     scale_from_range,
+    stored_bits,
 )
 from gs_core.numerics.observers import minmax, mse_fraction, quantize_weight, weight_params
 
 __all__ = [
+    "cache_objection",
+    "cache_params",
     "code_dtype",
     "decode",
     "dequantize",
     "encode",
     "fake_quantize",
+    "fake_quantize_cache",
     "join",
     "minmax",
     "mse_fraction",
@@ -29,5 +34,6 @@ __all__ = [
     "scale_from_range",
     "slices",
     "split",
+    "stored_bits",
     "weight_params",
 ]

@@ -1,6 +1,8 @@
-"""Checkpoints on disk: a streaming, distrustful reader and a durable writer of safetensors shards."""
+"""Checkpoints on disk: streaming, distrustful readers and durable writers of safetensors and MindSpore's .ckpt."""
 
-from gs_core.storage.reader import INDEX, SINGLE, Checkpoint, DerivedTensor, StoredTensor, read_header
+from gs_core.storage.ckpt import read_ckpt, write_ckpt
+from gs_core.storage.reader import INDEX, SINGLE, Checkpoint, read_header
+from gs_core.storage.tensors import DerivedTensor, StoredTensor
 from gs_core.storage.writer import (
     Tensor,
     copy_file,
@@ -19,9 +21,11 @@ __all__ = [
     "StoredTensor",
     "Tensor",
     "copy_file",
+    "read_ckpt",
     "read_header",
     "replacing",
     "sync_folder",
+    "write_ckpt",
     "write_json",
     "write_safetensors",
     "write_text",

@@ -1,4 +1,4 @@
-"""Reading safetensors checkpoints one tensor at a time, trusting nothing that a file says.
+"""Reading checkpoints one tensor at a time, trusting nothing that a file says.
 
 Our own reader because memory is the point: a tensor is read (never mapped) into a buffer that dies with it, so
 the resident size does not grow with the checkpoint; and every offset is checked before a byte is believed.
@@ -9,88 +9,28 @@ import copy
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from gs_core.arrays import SAFETENSORS_DTYPES, RawTensor
+from gs_core.arrays import PACKED_INT4, SAFETENSORS_DTYPES
 from gs_core.errors import CheckpointError
+from gs_core.storage.ckpt import read_ckpt
+from gs_core.storage.tensors import DerivedTensor, StoredTensor
 
 HEADER_LIMIT = 100_000_000
-CHUNK = 16 * 2**20
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies: read all of it, or stream its bytes."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    path: Path
-    offset: int
-    nbytes: int
-
-    def chunks(self) -> Iterator[memoryview]:
-        """The bytes in pieces of ``CHUNK``. Raises ``CheckpointError`` when the file ends early or cannot be read."""
-        try:
-            with open(self.path, "rb", buffering=0) as file:
-                file.seek(self.offset)
-                left = self.nbytes
-                while left:
-                    piece = file.read(min(CHUNK, left))
-                    if not piece:
-                        raise CheckpointError(f"{self.path}: ended while reading '{self.name}'; copy the file again")
-                    left -= len(piece)
-                    yield memoryview(piece)
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: {error.strerror or error}") from None
-
-    def read(self) -> RawTensor:
-        """The whole tensor in memory of its own."""
-        data = np.empty(self.nbytes, np.uint8)
-        filled = 0
-        for piece in self.chunks():
-            data[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
-            filled += len(piece)
-        return RawTensor(self.dtype, self.shape, data)
-
-    def map(self) -> RawTensor:
-        """The tensor where it lies in the file, private: only rows that are looked at come into memory."""
-        data = np.memmap(self.path, np.uint8, "c", self.offset, (self.nbytes,))
-        return RawTensor(self.dtype, self.shape, data)
-
-
-@dataclass(frozen=True)
-class DerivedTensor:
-    """A tensor that is computed when it is asked for: a dequantized weight among stored ones."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    make: Callable[[], RawTensor]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * next(size for name, size in SAFETENSORS_DTYPES.values() if name == self.dtype)
-
-    def chunks(self) -> Iterator[memoryview]:
-        yield self.read().data.data
-
-    def read(self) -> RawTensor:
-        return self.make()
-
-    def map(self) -> RawTensor:
-        return self.make()
-
-
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file, in file order. Raises ``CheckpointError`` for a damaged one."""
+    """The tensors of one file, ``.safetensors`` or ``.ckpt``, in file order. Raises ``CheckpointError`` for a damaged
+    one."""
+    return read_ckpt(path) if path.suffix == ".ckpt" else _read_safetensors(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
         size = os.path.getsize(path)
         with open(path, "rb") as file:
@@ -105,8 +45,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{path}: the header is not JSON; the file is damaged") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the header is not a JSON object; the file is damaged")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
     tensors = [_entry(path, 8 + length, size, name, value) for name, value in header.items()]
+    if isinstance(metadata, dict):  # MindSpore's, which names its packed tensors there
+        tensors = [replace(t, dtype=PACKED_INT4) if metadata.get(t.name) == "Int4" else t for t in tensors]
     tensors.sort(key=lambda t: (t.offset, t.nbytes))
     for before, after in pairwise(tensors):
         if before.offset + before.nbytes > after.offset:
@@ -178,12 +120,12 @@ def _shards(folder: Path) -> list[Path]:
         return [folder / name for name in files]
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
-    files = sorted(p.name for p in folder.glob("*.safetensors"))
-    if files:
-        return [folder / name for name in files]
+    for kind in ("*.safetensors", "*.ckpt"):
+        if files := sorted(p.name for p in folder.glob(kind)):
+            return [folder / name for name in files]
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
     hint = f"; {pickles[0]} is a pickle, which is never loaded: save the model as safetensors" if pickles else ""
-    raise CheckpointError(f"{folder}: no *.safetensors file{hint}")
+    raise CheckpointError(f"{folder}: no *.safetensors or *.ckpt file{hint}")
 
 
 def _weight_map(folder: Path) -> dict[str, str]:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gs_core.arrays import Array, RawTensor, safetensors_name, to_raw
+from gs_core.arrays import PACKED_INT4, Array, RawTensor, safetensors_name, to_raw
 from gs_core.errors import OutputError
-from gs_core.storage.reader import DerivedTensor, StoredTensor
+from gs_core.storage.tensors import DerivedTensor, StoredTensor
 
 Tensor = RawTensor | StoredTensor | DerivedTensor | Array
 
@@ -55,13 +55,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_safetensors(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
+def write_safetensors(path: Path, tensors: Iterable[tuple[str, Tensor]], framework: str = "pt") -> dict[str, int]:
     """Write one file, in the given order, durably; returns ``{name: nbytes}``.
 
-    What comes from another file streams through in pieces; nothing is held twice.
+    What comes from another file streams through in pieces; nothing is held twice. framework: the ``format`` of the
+    metadata, whose readers the file is for (``pt``, ``ms``).
     """
     items = [(n, t if isinstance(t, RawTensor | StoredTensor | DerivedTensor) else to_raw(t)) for n, t in tensors]
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    packed = {name: "Int4" for name, tensor in items if tensor.dtype == PACKED_INT4}
+    header: dict[str, object] = {"__metadata__": {"format": framework} | packed}
     offset = 0
     for name, tensor in items:
         header[name] = {

@@ -1,13 +1,24 @@
 """What every model that an adapter opened owes the line."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from gs_core.arrays import FLOAT_DTYPES, Array, device, namespace
-from gs_core.interfaces import Adapter, Batch, Block, ChannelScale, Fold, Model
+from gs_core.interfaces import (
+    Adapter,
+    Batch,
+    Block,
+    ChannelScale,
+    Fold,
+    FoldTransform,
+    Model,
+    SiteTransform,
+    Transform,
+)
+from gs_core.linear_map import LinearMap
 from gs_core.proving import PROOF_TOLERANCE
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor
 from gs_core.testing.suite import Suite, after, forward, numpy, sentence
@@ -75,6 +86,7 @@ class LiveModelSuite(Suite):
             block = model.block(index, batch)
             assert (block.index, block.name) == (index, name)
             fed = [layer for site in block.sites.values() for layer in site.layers]
+            assert all((site.kind == "input") == bool(site.layers) for site in block.sites.values())
             assert sorted(fed) == sorted(block.layers), "each layer is fed by one site"
             for layer in block.layers.values():
                 assert layer.info.block == index
@@ -82,6 +94,19 @@ class LiveModelSuite(Suite):
                 found.append(layer.info)
             batch = after(block, batch)
         assert found == model.layers, "in the order of execution"
+
+    def test_caches_and_sites_agree(self, model: Model, block: Block) -> None:
+        assert len({cache.name for cache in model.caches}) == len(model.caches)
+        assert model.caches or sentence(model.uncached), "it says why there are none"
+        mine = [cache for cache in model.caches if cache.block == block.index]
+        sites = [site for cache in mine for site in cache.sites]
+        assert sites == [site for site in block.sites.values() if site.kind != "input"], "in the order of execution"
+        assert all(site.heads > 0 and site.features % site.heads == 0 for site in sites)
+        for cache in mine:
+            kinds = [site.kind for site in cache.sites]
+            assert {"key", "value"} <= set(kinds)
+            assert len(set(kinds)) == len(kinds)
+            assert "unrotated_key" in kinds or sentence(cache.rotated_only)
 
     def test_every_kept_module_has_a_reason(self, model: Model) -> None:
         assert all(sentence(reason) for reason in model.kept.values())
@@ -142,7 +167,7 @@ class LiveModelSuite(Suite):
     def test_a_layer_multiplies_by_the_transpose_of_its_weight(self, block: Block, batch: Batch) -> None:
         """``(x Q) (W Q)ᵀ = x Wᵀ`` for an orthogonal Q: true only of a weight that is ``(out, in)``, all of it."""
         before = forward(block, batch)
-        for site in block.sites.values():
+        for site in filter(lambda site: site.layers, block.sites.values()):
             kept = {name: block.layers[name].weight() for name in site.layers}
             rotation = random_rotation(site.features, next(iter(kept.values())))
 
@@ -209,6 +234,7 @@ class LiveModelSuite(Suite):
         for fold in block.folds():
             transform = random_scale(fold, block)
             applied, undo = block.apply(transform)
+            assert isinstance(applied, ChannelScale)
             assert np.allclose(numpy(applied.scale), numpy(transform.scale), rtol=2**-7), "but for a norm's rounding"
             assert channel_error(before, forward(block, batch)) <= PROOF_TOLERANCE, fold.producer
             scale = numpy(fold.expand(applied.scale))
@@ -217,11 +243,32 @@ class LiveModelSuite(Suite):
                 assert channel_error(wanted, x) <= PROOF_TOLERANCE, f"{fold.producer} at {name}"
             undo()
 
+    def test_maps_keep_the_function(self, block: Block, batch: Batch) -> None:
+        """Where channels may be mixed, and at every site that takes a map to be computed at run time."""
+        before, inputs = forward(block, batch), self.inputs(block, batch)
+        for transform in random_maps(block):
+            undo = tried(block, transform)
+            if undo is None:
+                continue
+            assert channel_error(before, forward(block, batch)) <= PROOF_TOLERANCE, transform.where
+            for name, x in self.inputs(block, batch).items():
+                wanted = transform.map.apply(inputs[name]) if name in transform.sites else inputs[name]
+                assert channel_error(wanted, x) <= PROOF_TOLERANCE, f"{transform.where} at {name}"
+            undo()
+
+    def test_nothing_folds_behind_a_map(self, block: Block) -> None:
+        sites = {site for fold in block.folds() for site in fold.sites}
+        for transform in random_maps(block):
+            if isinstance(transform, SiteTransform) and transform.site in sites and tried(block, transform):
+                fold = next(fold for fold in block.folds() if transform.site in fold.sites)
+                with pytest.raises(ValueError, match="run time"):
+                    block.apply(random_scale(fold, block))
+
     def inputs(self, block: Block, batch: Batch) -> dict[str, np.ndarray]:
-        """The activation at each site."""
+        """The activation at each site but those of caches, which may lie between a fold's producer and its sites."""
         seen: dict[str, np.ndarray] = {}
         block.run(*batch, lambda name, x: seen.update({name: numpy(x).copy()}))
-        return seen
+        return {name: x for name, x in seen.items() if block.sites[name].layers}
 
     def test_undoing_a_fold_restores_every_bit(self, block: Block, batch: Batch) -> None:
         def state() -> dict[str, Any]:
@@ -233,6 +280,11 @@ class LiveModelSuite(Suite):
         for fold in folds:
             block.apply(random_scale(fold, block))[1]()
             assert state() == before, fold.producer
+        for transform in random_maps(block):
+            undo = tried(block, transform)
+            if undo is not None:
+                undo()
+            assert state() == before, transform.where
         undos = [block.apply(random_scale(fold, block))[1] for fold in folds]
         for undo in reversed(undos):
             undo()
@@ -274,6 +326,32 @@ def random_scale(fold: Fold, block: Block) -> ChannelScale:
     weight = next(iter(block.layers.values())).weight()
     scale = 2 ** np.random.default_rng(0).uniform(-2, 2, fold.channels)
     return ChannelScale(fold, namespace(weight).asarray(scale.astype(np.float32), device=device(weight)))
+
+
+def random_maps(block: Block) -> list[FoldTransform | SiteTransform]:
+    """A mixing of every fold's heads, and a scaled Kronecker pair for every site of layers."""
+    random = np.random.default_rng(0)
+
+    def factor(size: int) -> np.ndarray:
+        return (np.linalg.qr(random.standard_normal((size, size)))[0] * random.uniform(0.5, 2, size)).astype(np.float32)
+
+    mixing = [FoldTransform(fold, LinearMap((factor(fold.head),))) for fold in block.folds() if fold.head > 1]
+    found: list[FoldTransform | SiteTransform] = [*mixing]
+    for site in (site for site in block.sites.values() if site.layers):
+        left = next(size for size in range(int(site.features**0.5), 0, -1) if site.features % size == 0)
+        scale = (2 ** random.uniform(-1, 1, site.features)).astype(np.float32)
+        pair = LinearMap((factor(left), factor(site.features // left)), scale)
+        found.append(SiteTransform(site.name, pair))
+    return found
+
+
+def tried(block: Block, transform: Transform) -> Callable[[], None] | None:
+    """What takes it back, or None where the block says that it cannot take it."""
+    try:
+        return block.apply(transform)[1]
+    except ValueError as refusal:
+        assert sentence(str(refusal))
+        return None
 
 
 def contents(tensor: Tensor) -> tuple[str, tuple[int, ...], bytes]:

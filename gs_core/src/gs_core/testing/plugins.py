@@ -14,6 +14,8 @@ from gs_core.interfaces import (
     Accumulator,
     Algorithm,
     Block,
+    CacheInfo,
+    CacheNumbers,
     ChannelScale,
     CheckpointFormat,
     Data,
@@ -23,11 +25,13 @@ from gs_core.interfaces import (
     Needs,
     Output,
     Site,
+    SiteKind,
     StaticInput,
 )
+from gs_core.linear_map import LinearMap
 from gs_core.quantized import QuantizedTensor
 from gs_core.storage import INDEX, Checkpoint, DerivedTensor, copy_file, write_json, write_safetensors
-from gs_schemas import QuantizationScheme
+from gs_schemas import QuantizationArgs, QuantizationScheme
 
 
 class Rounding(Algorithm):
@@ -68,6 +72,36 @@ class Levelling(Algorithm):
         largest = fold.reduce_max([observed[site] for site in fold.sites if site in observed])
         xp = namespace(largest)
         return xp.sqrt(xp.where(largest > 0, largest, xp.ones_like(largest)))
+
+
+class Widest(Accumulator):
+    """One scale for the largest magnitude of what is cached."""
+
+    def __init__(self, site: Site, args: QuantizationArgs):
+        self.maxima, self.site, self.args = Maxima(), site, args
+
+    def update(self, x: Array) -> None:
+        self.maxima.update(x)
+
+    def result(self) -> StaticInput:
+        largest, dtype = self.maxima.result(), numerics.scale_dtype(self.args, self.site.dtype)
+        return StaticInput(*numerics.cache_params(-largest, largest, None, self.site.heads, self.args, dtype))
+
+
+class Caching(Algorithm):
+    """Keys and values under the widest scale."""
+
+    @property
+    def kinds(self) -> tuple[SiteKind, ...]:
+        return ("key", "value")
+
+    def unsupported_cache(self, cache: CacheInfo, args: QuantizationArgs) -> str | None:
+        return None if args.symmetric and args.observer == "minmax" else "it knows magnitudes alone"
+
+    @hookimpl
+    def observe(self, site: Site, scheme: QuantizationScheme) -> Accumulator | None:
+        args = scheme.kv_cache
+        return Widest(site, args) if args is not None and not args.dynamic else None
 
 
 class Means(Accumulator):
@@ -120,12 +154,17 @@ class Plain(CheckpointFormat):
     """Codes, scales and zero points as they are; the scheme of every layer in ``config.json``."""
 
     quant_method = "plain"
+    holds_online = frozenset({"scale", "hadamard", "rotation", "kronecker"})
 
     @hookimpl
-    def pack(self, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str) -> dict[str, Array]:
+    def pack(
+        self, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str, online: LinearMap | None
+    ) -> dict[str, Array]:
         arrays = {"codes": tensor.codes, "scale": tensor.scale, "zero_point": tensor.zero_point}
         if inputs is not None:
             arrays |= {"input_scale": inputs.scale, "input_zero_point": inputs.zero_point}
+        if online is not None:
+            arrays |= {f"online_{name}": array for name, array in online.arrays().items()}
         return {name: array for name, array in arrays.items() if array is not None}
 
     @hookimpl
@@ -138,7 +177,17 @@ class Plain(CheckpointFormat):
         weight_map = {tensor: file for file, tensors in final.shards.items() for tensor in tensors}
         write_json(output.folder / INDEX, {"metadata": {}, "weight_map": weight_map})
         schemes = {layer: json.loads(scheme.model_dump_json()) for layer, scheme in final.schemes.items()}
-        quantization = {"quant_method": self.quant_method, "layers": schemes, "kept": list(final.kept)}
+        caches = {
+            cache.name: [[site.kind for site in cache.sites], json.loads(args.model_dump_json())]
+            for cache, args in final.caches.items()
+        }
+        quantization = {
+            "quant_method": self.quant_method,
+            "layers": schemes,
+            "kept": list(final.kept),
+            "caches": caches,
+            "online": dict(final.online),
+        }
         write_json(output.folder / "config.json", final.config | {"quantization_config": quantization})
         for file in final.files:
             copy_file(file, output.folder / file.name)
@@ -149,10 +198,37 @@ class Plain(CheckpointFormat):
         if not isinstance(layers, dict):
             raise CheckpointError(f"{checkpoint.folder}: quantization_config has no 'layers'")
         schemes = {layer: QuantizationScheme.model_validate(scheme) for layer, scheme in layers.items()}
-        packed = [name for name in checkpoint.tensors if name.rpartition(".")[0] in schemes]
+        packed = [name for name in checkpoint.tensors if name.rpartition(".")[0] in schemes or ".cached_" in name]
         weights = {f"{layer}.weight": _weight(checkpoint, layer, scheme) for layer, scheme in schemes.items()}
-        numbers = {layer: LayerNumbers(scheme, _inputs(checkpoint, layer)) for layer, scheme in schemes.items()}
+        online = {n: _online(checkpoint, n, d) for n, d in config["quantization_config"].get("online", {}).items()}
+        numbers = {
+            layer: LayerNumbers(scheme, _inputs(checkpoint, layer), online.get(layer))
+            for layer, scheme in schemes.items()
+        }
         return checkpoint.replacing(packed, weights), numbers
+
+    def unsupported_cache(self, cache: CacheInfo, args: QuantizationArgs) -> str | None:
+        return None
+
+    def pack_cache(self, cache: CacheInfo, numbers: CacheNumbers) -> dict[str, Array]:
+        arrays = {}
+        for kind, static in numbers.static.items():
+            if static is not None:
+                arrays[f"{cache.name}.cached_{kind}.scale"] = static.scale
+                if static.zero_point is not None:
+                    arrays[f"{cache.name}.cached_{kind}.zero_point"] = static.zero_point
+        return arrays
+
+    def read_caches(
+        self, checkpoint: Checkpoint, config: Mapping[str, Any], infos: Sequence[CacheInfo]
+    ) -> dict[str, CacheNumbers]:
+        return {
+            name: CacheNumbers(
+                QuantizationArgs.model_validate(args),
+                {kind: _static(checkpoint, f"{name}.cached_{kind}.") for kind in kinds},
+            )
+            for name, (kinds, args) in config["quantization_config"].get("caches", {}).items()
+        }
 
 
 def _weight(checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme) -> DerivedTensor:
@@ -168,8 +244,18 @@ def _weight(checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme) -> D
 
 
 def _inputs(checkpoint: Checkpoint, layer: str) -> StaticInput | None:
-    scale, zero_point = (_array(checkpoint, f"{layer}.{part}") for part in ("input_scale", "input_zero_point"))
+    return _static(checkpoint, f"{layer}.input_")
+
+
+def _static(checkpoint: Checkpoint, prefix: str) -> StaticInput | None:
+    scale, zero_point = (_array(checkpoint, f"{prefix}{part}") for part in ("scale", "zero_point"))
     return None if scale is None else StaticInput(scale, zero_point)
+
+
+def _online(checkpoint: Checkpoint, layer: str, description: Mapping[str, Any]) -> LinearMap:
+    prefix = f"{layer}.online_"
+    names = [name for name in checkpoint.tensors if name.startswith(prefix)]
+    return LinearMap.restore(description, {n.removeprefix(prefix): from_raw(checkpoint[n].read()) for n in names})
 
 
 def _array(checkpoint: Checkpoint, name: str) -> np.ndarray | None:

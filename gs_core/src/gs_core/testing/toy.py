@@ -20,12 +20,31 @@ import numpy as np
 
 from gs_core.arrays import Array, RawTensor, astype, from_raw, namespace, to_raw
 from gs_core.errors import CheckpointError, PlanError
-from gs_core.interfaces import Adapter, Batch, Block, ChannelScale, Fold, Layer, LayerInfo, Model, OnSite, Site
+from gs_core.interfaces import (
+    Adapter,
+    Batch,
+    Block,
+    CacheInfo,
+    ChannelScale,
+    Fold,
+    FoldTransform,
+    Layer,
+    LayerInfo,
+    Model,
+    OnSite,
+    Site,
+    Transform,
+    through,
+)
+from gs_core.linear_map import LinearMap
 from gs_core.storage import Checkpoint, Tensor
 from gs_core.testing.toy_files import CONFIG, MODEL_TYPE, ToyConfig, read_config
 
 SHARED = {"q": "q", "k": "q", "v": "q", "o": "o", "gate": "gate", "up": "gate", "down": "down"}
 """Each layer, in the order of execution, and the first of the layers that share its input."""
+NORMS = ("attention_norm", "mlp_norm", "norm")
+NORM_BEFORE = dict.fromkeys("qkv", "attention_norm") | {"gate": "mlp_norm", "up": "mlp_norm", "lm_head": "norm"}
+"""Which norm's output a weight multiplies."""
 
 
 class ToyAdapter(Adapter):
@@ -59,16 +78,26 @@ class ToyModel(Model):
         self.shape = ToyConfig.from_dict(read_config(folder))
         self.kept = {"lm_head": "outside the decoder blocks"}
         self.differentiates = hasattr(asarray(np.zeros(1, np.float32)), "requires_grad")
+        self.hidden = self.shape.hidden
+        self.rotation: LinearMap | None = None
         self.layers = [
             self._info(index, f"{block}.{layer}", f"{block}.{first}.input")
             for index, block in enumerate(self.blocks)
             for layer, first in SHARED.items()
         ]
+        self.caches = [self._cache(index, f"{block}.attention") for index, block in enumerate(self.blocks)]
 
     def _info(self, index: int, name: str, site: str) -> LayerInfo:
         stored = self.checkpoint[f"{name}.weight"]
         rows, columns = stored.shape
         return LayerInfo(name, index, (rows, columns), site, stored.dtype)
+
+    def _cache(self, index: int, name: str) -> CacheInfo:
+        features, heads = self.shape.values, self.shape.kv_heads
+        dtype = self.checkpoint[f"{self.blocks[index]}.k.weight"].dtype
+        key = Site(f"{name}.key", features, (), "key", heads, dtype)
+        value = Site(f"{name}.value", features, (), "value", heads, dtype)
+        return CacheInfo(name, index, (key, value), rotated_only="the toy rotates no positions into them")
 
     @property
     def blocks(self) -> Sequence[str]:
@@ -78,11 +107,31 @@ class ToyModel(Model):
         return ToyBlock(self, index, loaded=probe is not None)
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor of the checkpoint in float32."""
-        return astype(from_raw(self.checkpoint[name].read()), "float32")
+        """A tensor in float32: the checkpoint's, or what a rotation of the residual stream makes of it."""
+        value = astype(from_raw(self.checkpoint[name].read()), "float32")
+        if self.rotation is None:
+            return value
+        block, _, leaf = name.removesuffix(".weight").rpartition(".")
+        if leaf in NORMS:
+            return np.ones_like(value)
+        if leaf in ("o", "down"):
+            return np.ascontiguousarray(self.rotation.apply(value.T).T)
+        norm = NORM_BEFORE.get(leaf)
+        if norm is not None:
+            name = f"{block}.{norm}.weight" if block else f"{norm}.weight"
+            value = value * astype(from_raw(self.checkpoint[name].read()), "float32")
+        return self.rotation.apply(value)
+
+    def rotate(self, rotation: LinearMap) -> None:
+        why = rotation.objection(self.hidden)
+        if why:
+            raise ValueError(why)
+        self.rotation = rotation
 
     def rest(self) -> Iterator[tuple[str, Tensor]]:
-        yield from ((n, t) for n, t in self.checkpoint.tensors.items() if not n.startswith("blocks."))
+        for name, stored in self.checkpoint.tensors.items():
+            if not name.startswith("blocks."):
+                yield name, stored if self.rotation is None else to_raw(astype(self.read(name), stored.dtype))
 
     def config(self) -> dict[str, Any]:
         return read_config(self.folder)
@@ -138,11 +187,13 @@ class ToyBlock(Block):
         self.model, self.index, self.name = model, index, model.blocks[index]
         self.stored = {n: t for n, t in model.checkpoint.tensors.items() if n.startswith(f"{self.name}.")}
         self.weights = {name: model.read(name) for name in self.stored} if loaded else {}
-        self.changed: frozenset[str] = frozenset()
+        self.changed = frozenset(self.stored if model.rotation is not None else ())
         infos = [info for info in model.layers if info.block == index]
         self.layers: dict[str, Layer] = {info.name: ToyLayer(info, self) for info in infos}
         together = {site: [i for i in infos if i.site == site] for site in dict.fromkeys(i.site for i in infos)}
-        self.sites = {s: Site(s, fed[0].shape[1], tuple(i.name for i in fed)) for s, fed in together.items()}
+        inputs = [Site(s, fed[0].shape[1], tuple(i.name for i in fed)) for s, fed in together.items()]
+        # Keys and values come of the first site, and before the second.
+        self.sites = {site.name: site for site in [inputs[0], *model.caches[index].sites, *inputs[1:]]}
 
     def read(self, name: str) -> np.ndarray:
         return self.weights[name] if name in self.weights else self.model.read(name)
@@ -168,21 +219,23 @@ class ToyBlock(Block):
         def norm(name: str, activation: Array) -> Array:
             return rms_norm(activation, asarray(self.read(f"{self.name}.{name}.weight")))
 
-        def arrives(layer: str, activation: Array) -> Array:
-            if on_site is None:
+        listener = through(self.online, on_site)
+
+        def arrives(at: str, activation: Array) -> Array:
+            if listener is None:
                 return activation
-            answer = on_site(f"{self.name}.{layer}.input", xp.reshape(activation, (-1, activation.shape[-1])))
+            answer = listener(f"{self.name}.{at}", xp.reshape(activation, (-1, activation.shape[-1])))
             return activation if answer is None else xp.reshape(answer, activation.shape)
 
         def product(layer: str, activation: Array) -> Array:
             name = f"{self.name}.{layer}"
             return activation @ (given[name] if name in given else asarray(self.read(f"{name}.weight"))).T
 
-        n = arrives("q", norm("attention_norm", x))
-        mixed = attention(product("q", n), product("k", n), product("v", n), self.model.shape)
-        x = x + product("o", arrives("o", mixed))
-        n = arrives("gate", norm("mlp_norm", x))
-        x = x + product("down", arrives("down", silu(product("gate", n)) * product("up", n)))
+        n = arrives("q.input", norm("attention_norm", x))
+        k, v = arrives("attention.key", product("k", n)), arrives("attention.value", product("v", n))
+        x = x + product("o", arrives("o.input", attention(product("q", n), k, v, self.model.shape)))
+        n = arrives("gate.input", norm("mlp_norm", x))
+        x = x + product("down", arrives("down.input", silu(product("gate", n)) * product("up", n)))
         return {"hidden": x}
 
     # --- transforms ------------------------------------------------------------------------------------------
@@ -194,13 +247,31 @@ class ToyBlock(Block):
         shared = np.repeat(values, shape.heads // shape.kv_heads, axis=1).reshape(-1)
         return [
             Fold(f"{name}.attention_norm", (f"{name}.q.input",), shape.hidden),
-            Fold(f"{name}.v", (f"{name}.o.input",), shape.values, shared),
+            Fold(f"{name}.v", (f"{name}.o.input",), shape.values, shared, shape.head),
             Fold(f"{name}.mlp_norm", (f"{name}.gate.input",), shape.hidden),
             Fold(f"{name}.up", (f"{name}.down.input",), shape.intermediate),
         ]
 
-    def apply(self, transform: ChannelScale) -> tuple[ChannelScale, Callable[[], None]]:
-        fold, scale, kept = transform.fold, to_float32(transform.scale), (self.weights, self.changed)
+    def apply(self, transform: Transform) -> tuple[Transform, Callable[[], None]]:
+        kept = (self.weights, self.changed, self.online)
+        behind = [site for site in transform.sites if site in self.online]
+        if behind:
+            raise ValueError(f"{behind[0]} has a map that is computed at run time; transform it before that")
+        if isinstance(transform, ChannelScale):
+            transform = self._scale(transform)
+        elif isinstance(transform, FoldTransform):
+            self._fold(transform)
+        else:
+            self.online = {**self.online, transform.site: transform.map}
+            self._feed(transform.sites, transform.map.inverse_transpose.apply)
+
+        def undo() -> None:
+            self.weights, self.changed, self.online = kept
+
+        return transform, undo
+
+    def _scale(self, transform: ChannelScale) -> ChannelScale:
+        fold, scale = transform.fold, to_float32(transform.scale)
         producer = f"{fold.producer}.weight"
         weight = self.read(producer)
         if weight.ndim == 1:
@@ -212,13 +283,20 @@ class ToyBlock(Block):
         else:
             new = weight / scale[:, None]
         self.write(producer, new)
-        for layer in (layer for site in fold.sites for layer in self.sites[site].layers):
-            self.write(f"{layer}.weight", self.read(f"{layer}.weight") * fold.expand(scale))
+        self._feed(fold.sites, lambda weight: weight * fold.expand(scale))
+        return ChannelScale(fold, self.model.asarray(scale))
 
-        def undo() -> None:
-            self.weights, self.changed = kept
+    def _fold(self, transform: FoldTransform) -> None:
+        fold, producer = transform.fold, f"{transform.fold.producer}.weight"
+        if fold.head % transform.map.block:
+            raise ValueError(f"{fold.producer}: its channels mix in {fold.head}s, not in {transform.map.block}s")
+        self.write(producer, np.ascontiguousarray(transform.map.apply(self.read(producer).T).T))
+        self._feed(fold.sites, transform.map.inverse_transpose.apply)
 
-        return ChannelScale(fold, self.model.asarray(scale)), undo
+    def _feed(self, sites: Sequence[str], change: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Change the input features of the weights at these sites."""
+        for layer in (layer for site in sites for layer in self.sites[site].layers):
+            self.write(f"{layer}.weight", change(self.read(f"{layer}.weight")))
 
     # --- writing ---------------------------------------------------------------------------------------------
 

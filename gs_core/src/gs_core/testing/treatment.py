@@ -60,7 +60,7 @@ def treat(algorithm: Any, block: Block, scheme: QuantizationScheme, batches: Seq
                 applied, _ = block.apply(transform)
             except ValueError:  # the producer cannot take it: the line drops it, with a note
                 continue
-            watch.rescale(applied)
+            watch.account(applied)
             transforms.append(applied)
     tensors = stages.quantize(names[-1], block, layers, watch.observed(names[-1]), data())
     return Treated(block, scheme, watch, transforms, tensors)

@@ -5,10 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from gs_compressed_tensors.config import INTEGER, METHOD, PACKED, is_expert, layout, scheme_of, to_config
+from gs_compressed_tensors import caches
+from gs_compressed_tensors.config import INTEGER, METHOD, PACKED, is_expert, layout, online_of, scheme_of, to_config
 from gs_compressed_tensors.packing import WIDTHS, pack_rows, unpack_rows
 from gs_core import (
     Array,
+    CacheInfo,
+    CacheNumbers,
     CheckpointError,
     CheckpointFormat,
     Finished,
@@ -30,6 +33,7 @@ class CompressedTensors(CheckpointFormat):
     """``pack-quantized`` for weight-only integers, ``int-quantized`` for int8 weights and activations."""
 
     quant_method = METHOD
+    holds_online = frozenset({"hadamard"})
 
     def unsupported(self, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:
         weights, inputs = scheme.weights, scheme.inputs
@@ -46,15 +50,18 @@ class CompressedTensors(CheckpointFormat):
             if weights.granularity == "tensor":
                 return "pack-quantized weights need scales per channel or group, not per tensor"
             return None
-        if weights.bits != 8 or inputs.format != "int8":
-            return f"int-quantized holds int8 weights and activations, not {weights.format} and {inputs.format}"
-        if weights.granularity == "group":
+        if weights.format not in ("int4", "int8") or inputs.format not in ("int4", "int8"):
+            return f"int-quantized holds int4 and int8 numbers, not {weights.format} and {inputs.format}"
+        if weights.granularity == "group" and weights.bits == 8:
             return "engines multiply int8 by int8 with scales per channel or tensor, not per group"
         if inputs.granularity != ("token" if inputs.dynamic else "tensor"):
-            return "int8 activations are dynamic per token or static per tensor"
+            return f"{inputs.format} activations are dynamic per token or static per tensor"
         if not weights.symmetric:
-            return "int8 products need symmetric weights"
+            return "integer products need symmetric weights"
         return None
+
+    def unsupported_cache(self, cache: CacheInfo, args: QuantizationArgs) -> str | None:
+        return caches.unsupported(cache, args)
 
     def fit(self, layer: LayerInfo, scheme: QuantizationScheme) -> tuple[QuantizationScheme, str] | None:
         """Engines have kernels for int8 experts with activations per token alone."""
@@ -68,9 +75,10 @@ class CompressedTensors(CheckpointFormat):
         return layout(scheme)
 
     def conflicts(self, layers: Mapping[str, QuantizationScheme | None]) -> list[str]:
-        """Engines fuse the projections of one module that share an input (q, k, v; gate, up): one scheme each."""
+        """Engines fuse the projections of one module that share an input (q, k, v; gate, up): one scheme each. All
+        caches have one scheme."""
         fused = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
-        found = []
+        found = caches.conflicts({name: s.kv_cache for name, s in layers.items() if s and s.weights is None})
         for layer, scheme in layers.items():
             parent, _, leaf = layer.rpartition(".")
             for family in fused:
@@ -107,6 +115,9 @@ class CompressedTensors(CheckpointFormat):
                 arrays["input_zero_point"] = to_numpy(inputs.zero_point).astype(np.int8)
         return arrays
 
+    def pack_cache(self, cache: CacheInfo, numbers: CacheNumbers) -> dict[str, Array]:
+        return caches.pack(cache, numbers)
+
     @hookimpl
     def export(self, output: Output) -> Sequence[str]:
         if output.final is not None:
@@ -119,7 +130,9 @@ class CompressedTensors(CheckpointFormat):
         weight_map = {tensor: file for file, tensors in final.shards.items() for tensor in tensors}
         total = sum(size for tensors in final.shards.values() for size in tensors.values())
         write_json(output.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        config = final.config | {"quantization_config": to_config(final.schemes, final.kept, final.aliases)}
+        quantization = to_config(final.schemes, final.kept, final.aliases, final.online)
+        quantization["kv_cache_scheme"] = caches.to_config(final.caches)
+        config = final.config | {"quantization_config": quantization}
         write_json(output.folder / "config.json", config)
         for file in final.files:
             copy_file(file, output.folder / file.name)
@@ -128,7 +141,7 @@ class CompressedTensors(CheckpointFormat):
     def read(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[Checkpoint, dict[str, LayerNumbers]]:
         quantization = config["quantization_config"]
         numbers: dict[str, LayerNumbers] = {}
-        removed: set[str] = set()
+        removed = caches.names(checkpoint) if quantization.get("kv_cache_scheme") else set()
         added: dict[str, DerivedTensor] = {}
         for name in checkpoint.tensors:
             layer, _, suffix = name.rpartition(".")
@@ -140,8 +153,13 @@ class CompressedTensors(CheckpointFormat):
             weight = _stored(checkpoint, layer, scheme)
             removed |= {f"{layer}.{s}" for s in _SUFFIXES if f"{layer}.{s}" in checkpoint}
             added[weight.name] = weight
-            numbers[layer] = LayerNumbers(scheme, _static_input(checkpoint, layer))
+            numbers[layer] = LayerNumbers(scheme, _static_input(checkpoint, layer), online_of(quantization, layer))
         return checkpoint.replacing(removed, added), numbers
+
+    def read_caches(
+        self, checkpoint: Checkpoint, config: Mapping[str, Any], infos: Sequence[CacheInfo]
+    ) -> dict[str, CacheNumbers]:
+        return caches.read(checkpoint, config["quantization_config"].get("kv_cache_scheme"), infos)
 
 
 _SUFFIXES = (

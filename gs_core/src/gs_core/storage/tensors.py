@@ -1,0 +1,96 @@
+"""A tensor in a file: where it lies, or how it is computed when it is asked for."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gs_core.arrays import RawTensor, numpy_dtype
+from gs_core.errors import CheckpointError
+
+CHUNK = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: read all of it, or stream its bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    nbytes: int
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The bytes in pieces of ``CHUNK``. Raises ``CheckpointError`` when the file ends early or cannot be read."""
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                file.seek(self.offset)
+                left = self.nbytes
+                while left:
+                    piece = file.read(min(CHUNK, left))
+                    if not piece:
+                        raise CheckpointError(f"{self.path}: ended while reading '{self.name}'; copy the file again")
+                    left -= len(piece)
+                    yield memoryview(piece)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: {error.strerror or error}") from None
+
+    def read(self) -> RawTensor:
+        """The whole tensor in memory of its own."""
+        data = np.empty(self.nbytes, np.uint8)
+        filled = 0
+        for piece in self.chunks():
+            data[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
+            filled += len(piece)
+        return RawTensor(self.dtype, self.shape, data)
+
+    def map(self) -> RawTensor:
+        """The tensor where it lies in the file, private: only rows that are looked at come into memory."""
+        data = np.memmap(self.path, np.uint8, "c", self.offset, (self.nbytes,))
+        return RawTensor(self.dtype, self.shape, data)
+
+
+@dataclass(frozen=True)
+class SplitTensor(StoredTensor):
+    """A tensor whose bytes lie in several ``parts`` of a file, in order."""
+
+    parts: tuple[StoredTensor, ...] = ()
+
+    def chunks(self) -> Iterator[memoryview]:
+        for part in self.parts:
+            yield from part.chunks()
+
+    def map(self) -> RawTensor:
+        return self.read()
+
+
+@dataclass(frozen=True)
+class DerivedTensor:
+    """A tensor that is computed when it is asked for: a dequantized weight among stored ones.
+
+    ``slices`` gives the same bytes in pieces, for one too large to be made at once.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    make: Callable[[], RawTensor]
+    slices: Callable[[], Iterator[RawTensor]] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * numpy_dtype(self.dtype).itemsize
+
+    def chunks(self) -> Iterator[memoryview]:
+        for raw in [self.read()] if self.slices is None else self.slices():
+            yield raw.data.data
+
+    def read(self) -> RawTensor:
+        return self.make()
+
+    def map(self) -> RawTensor:
+        return self.make()

@@ -1,0 +1,13 @@
+"""What every algorithm owes the line."""
+
+import pytest
+
+from gs_core.testing import AlgorithmSuite
+from gs_hadamard import Hadamard
+from gs_hadamard.plugin import Options
+
+
+class TestHadamard(AlgorithmSuite):
+    @pytest.fixture
+    def algorithm(self) -> Hadamard:
+        return Hadamard(Options(r4=True))
