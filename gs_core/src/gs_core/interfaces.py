@@ -451,12 +451,14 @@ class Data:
     batches: what reaches the block, the blocks before it quantized. Empty where the run needs no data.
     floats: the same batches, no block quantized; targets: what the float block returns for ``floats``, as ``run``
         returned it. Both empty unless the algorithm needs the float stream.
+    sizes: samples in each batch.
     as_seen: makes the block's activations what an engine will see under its scheme. Not to be differentiated.
     """
 
     batches: Sequence[Batch] = ()
     floats: Sequence[Batch] = ()
     targets: Sequence[Mapping[str, RawTensor]] = ()
+    sizes: Sequence[int] = ()
     as_seen: OnSite = lambda name, x: None
 
 

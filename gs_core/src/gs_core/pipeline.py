@@ -119,10 +119,11 @@ class _Line:
         return Arriving(self.journal, self.index, self.batches, stream)
 
     def _all_data(self, watch: Watch) -> Data:
+        sizes = [len(tokens) for tokens in self.batches]
         if not self._float_stream:
-            return Data(self._data(), as_seen=watch.as_seen())
+            return Data(self._data(), sizes=sizes, as_seen=watch.as_seen())
         targets = Returned(self.journal, self.index, len(self.batches), FLOAT)
-        return Data(self._data(), self._data(FLOAT), targets, watch.as_seen())
+        return Data(self._data(), self._data(FLOAT), targets, sizes, watch.as_seen())
 
     def _recorder(self, block: Block, algorithm: str) -> Record:
         def record(**facts: Any) -> None:
