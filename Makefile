@@ -5,7 +5,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
 # Every folder with a pyproject.toml is a room; the order is the order in which their tests run.
-PROJECTS := $(wildcard schemas/pyproject.toml gs_core/pyproject.toml gs_plugins/*/*/pyproject.toml adapters/*/pyproject.toml)
+PROJECTS := $(wildcard schemas/pyproject.toml gs_core/pyproject.toml gs_plugins/*/*/pyproject.toml adapters/*/pyproject.toml \
+            compat/*/pyproject.toml)
 ROOMS    := $(PROJECTS:/pyproject.toml=)
 
 TINY   := tests/data/tiny-llama

@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 CHECKOUT = Path(__file__).parents[2]
-PLACES = ("schemas", "gs_core", "gs_plugins/*/*", "adapters/*")
+PLACES = ("schemas", "gs_core", "gs_plugins/*/*", "adapters/*", "compat/*")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The import rules of the rooms, read from the source without running it.
 
 schemas: pydantic and yaml. gs_core: the schemas and its few libraries, no framework, not even late.
-Algorithms, formats, kernels: gs_core, the schemas and what they declare; frameworks inside functions only.
-Adapters: gs_core, the schemas and their framework. Nobody: another plugin or adapter.
+Algorithms, formats, kernels: gs_core, the schemas and what they declare; frameworks only once they are at work.
+Adapters: gs_core, the schemas and their framework. Nobody: another plugin or adapter. What makes another product's
+scripts run may stand on the adapter of its framework.
 """
 
 import ast
@@ -18,9 +19,16 @@ from packaging.utils import canonicalize_name
 
 SCHEMAS = {"pydantic", "yaml"}
 CORE = {"pluggy", "numpy", "array_api_compat", "ml_dtypes", "typer", "rich", "pydantic", "pytest"}
-OURS = {"schemas": set(), "gs_core": {"gs_schemas"}}  # the rest: the core and the schemas
+OURS = {  # the rest: the core and the schemas
+    "schemas": set(),
+    "gs_core": {"gs_schemas"},
+    "compat": {"gs_core", "gs_schemas", "gs_mindformers"},
+}
 
-# A plugin may use these inside a function; at import time they cost seconds.
+# MindFormers' own pins can be met by no index, so whoever uses it has installed both already.
+BROUGHT_BY_THE_USER = {"mindspore", "mindformers"}
+
+# At import time these cost seconds.
 FRAMEWORKS = {"torch", "torch_npu", "mindspore", "tensorflow", "jax"}
 MODEL_LIBRARIES = {"transformers", "mindformers", "mindnlp", "accelerate", "diffusers"}
 
@@ -111,9 +119,8 @@ def test_only_the_conformance_kit_imports_pytest(checkout, rooms):
     none(i for room in rooms for i in foreign(room) if i.top == "pytest" and not i.path.is_relative_to(kit))
 
 
-def test_a_plugin_imports_frameworks_late_and_model_libraries_never(rooms):
-    plugins = of("gs_plugins", rooms)
-    none(i for i in plugins if i.top in MODEL_LIBRARIES or (i.top in FRAMEWORKS and not i.late))
+def test_a_plugin_imports_model_libraries_never(rooms):
+    none(i for i in of("gs_plugins", rooms) if i.top in MODEL_LIBRARIES)
 
 
 @cache
@@ -123,12 +130,13 @@ def distributions(top: str) -> set[str]:
 
 def providers(top: str, rooms) -> set[str]:
     """The distributions that bring a top-level module."""
-    return {room.name for room in rooms if room.package == top} or distributions(top)
+    # What is not installed here, an extra's or the user's, is taken to be named like its module.
+    return {room.name for room in rooms if room.package == top} or distributions(top) or {canonicalize_name(top)}
 
 
 def test_what_a_room_imports_it_declares(room, rooms):
     extras = set(room.project["optional-dependencies"]) - {"test"}
-    declared = room.declares(*extras)
+    declared = room.declares(*extras) | BROUGHT_BY_THE_USER
     none(f"{i} is not declared" for i in foreign(room) if not providers(i.top, rooms) & declared)
 
 
@@ -139,11 +147,12 @@ def test_what_a_room_declares_it_imports(room, rooms):
 
 def test_what_the_tests_of_a_room_import_it_declares(room, rooms):
     """Directly, for its tests, or through the rooms it stands on."""
-    declared = room.declares("test") | {room.name}
+    declared = room.declares("test") | {room.name} | BROUGHT_BY_THE_USER
     for _ in rooms:
         declared |= set().union(*(other.declares() for other in rooms if other.name in declared))
     local = {path.stem for path in (room.folder / "tests").rglob("*.py")}
-    known = {"_pytest", *local, *sys.stdlib_module_names}
+    offered = {path.name for path in room.source.glob("facade/*")}
+    known = {"_pytest", *local, *offered, *sys.stdlib_module_names}
     needed = [i for i in imports(room.folder / "tests") if i.top not in known]
     none(f"{i} is not declared" for i in needed if not providers(i.top, rooms) & declared)
 

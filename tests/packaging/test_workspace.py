@@ -4,7 +4,7 @@ import subprocess
 import tomllib
 
 TOP = {
-    *("gs_core", "gs_plugins", "adapters", "schemas", "tests", "docs", ".ci", ".gitignore"),
+    *("gs_core", "gs_plugins", "adapters", "compat", "schemas", "tests", "docs", ".ci", ".gitignore"),
     *("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile", "constraints.txt"),
 }
 DEFAULT = {
