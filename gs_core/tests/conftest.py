@@ -70,12 +70,12 @@ def alone(tmp_path, monkeypatch):
 
 @pytest.fixture
 def plugins(site, alone):
-    """The kit's smallest plugins by name: algorithms ``round`` and ``level``, format ``plain``."""
+    """The kit's smallest plugins by name: algorithms ``round``, ``level`` and ``centre``, format ``plain``."""
     home = "gs_core.testing.plugins"
     return site(
         "kit-plugins",
         "0.9",
-        algorithm=f"round = {home}:Rounding\nlevel = {home}:Levelling",
+        algorithm=f"round = {home}:Rounding\nlevel = {home}:Levelling\ncentre = {home}:Centring",
         format=f"plain = {home}:Plain",
     )
 

@@ -109,3 +109,11 @@ def test_a_folder_that_no_installed_format_reads(run, toy, tmp_path, monkeypatch
     monkeypatch.setattr("gs_core.testing.plugins.Plain.quant_method", "other")
     with pytest.raises(PlanError, match="is quantized as 'plain', which no installed format reads"):
         measured(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["quantization_description.json", "quant_model_description.json"])
+def test_a_description_beside_the_config_says_too_that_a_folder_is_quantized(name, toy, monkeypatch):
+    (toy / name).write_text("{}")
+    monkeypatch.setattr("gs_core.api.discovery.installed", lambda kind: {})
+    with pytest.raises(PlanError, match=f"is quantized as '{name}', which no installed format reads"):
+        measured(toy)

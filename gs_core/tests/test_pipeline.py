@@ -11,7 +11,9 @@ from gs_core import (
     ChannelScale,
     CheckpointError,
     Fold,
+    LinearMap,
     PluginError,
+    SiteTransform,
     calibration,
     hookimpl,
     numerics,
@@ -20,7 +22,7 @@ from gs_core.api import open_source
 from gs_core.arrays import from_raw, to_raw
 from gs_core.storage import Checkpoint
 from gs_core.testing import ToyAdapter
-from gs_core.testing.plugins import Levelling, Rounding
+from gs_core.testing.plugins import Levelling, Plain, Rounding
 from gs_core.testing.toy import ToyBlock
 from gs_core.testing.treatment import deaf
 from gs_core.watching import fake_quantizer, relative_error
@@ -39,9 +41,9 @@ def calls(monkeypatch):
     """The blocks that ran, by index, one entry for each batch."""
     found, run = [], ToyBlock.run
 
-    def counted(block, tokens, previous, on_site=None):
+    def counted(block, *arguments):
         found.append(block.index)
-        return run(block, tokens, previous, on_site)
+        return run(block, *arguments)
 
     monkeypatch.setattr(ToyBlock, "run", counted)
     return found
@@ -276,6 +278,22 @@ def test_a_transform_that_the_producer_cannot_take_is_dropped_and_reported(run, 
     assert notes[0] == (
         "blocks.0: level at blocks.0.attention_norm → blocks.0.q.input was dropped: blocks.0.attention_norm is shared"
     )
+
+
+class Dividing(Levelling):
+    """Leaves a scale to be computed when the model runs."""
+
+    @hookimpl
+    def smooth(self, block):
+        site = block.sites[f"{block.name}.down.input"]
+        return [SiteTransform(site.name, LinearMap(scale=np.full(site.features, 2, np.float32)))]
+
+
+def test_a_map_that_the_format_cannot_hold_before_a_scheme_is_dropped_and_reported(run, site, monkeypatch):
+    site("divider", algorithm=f"divide = {__name__}:Dividing")
+    monkeypatch.setattr(Plain, "unsupported_online", lambda plain, kind, scheme: f"no {kind} before {scheme.name}")
+    notes = run(scheme="W8A8", algorithms=["divide", "round"]).data["notes"]
+    assert notes == [f"blocks.{b}: divide at blocks.{b}.down.input was dropped: no scale before W8A8" for b in range(3)]
 
 
 def test_a_smoother_that_finds_nothing_is_reported(run, monkeypatch):

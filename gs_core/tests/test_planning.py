@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from gs_core import PlanError, api
+from gs_core import Needs, PlanError, api
 from gs_core.storage import StoredTensor
 from gs_core.testing import ToyAdapter, write_toy
-from gs_core.testing.plugins import Plain
+from gs_core.testing.plugins import Plain, Rounding
 from gs_schemas import SCHEMES, Recipe
 
 pytestmark = pytest.mark.usefixtures("plugins")
@@ -78,6 +78,7 @@ def test_no_weight_is_read(toy, monkeypatch):
     [
         ({}, False),
         ({"algorithms": ["level", "round"]}, True),
+        ({"algorithms": ["centre"]}, True),
         ({"scheme": "W8A8"}, False),
         ({"scheme": "W8A8_STATIC"}, True),
         ({"overrides": [{"match": "*.q", "scheme": "W8A8_STATIC"}]}, True),
@@ -86,6 +87,12 @@ def test_no_weight_is_read(toy, monkeypatch):
 )
 def test_data_is_needed_by_what_observes_and_by_static_activations(fields, needs, toy):
     assert plan(toy, **fields).needs_data is needs
+
+
+def test_what_learns_is_refused_where_nothing_can_be_differentiated(toy, monkeypatch):
+    monkeypatch.setattr(Rounding, "needs", lambda algorithm, scheme: Needs(data=True, gradient=True))
+    with pytest.raises(PlanError, match=r"'round' learns.*toyadapter.*cannot be differentiated; use gptq"):
+        plan(toy)
 
 
 def test_a_recipe_comes_by_name_by_file_or_as_an_object(toy, tmp_path):
@@ -102,7 +109,7 @@ def test_a_recipe_comes_by_name_by_file_or_as_an_object(toy, tmp_path):
 CANNOT = {
     "an unknown algorithm": (
         {"algorithms": ["rounds"]},
-        r"no algorithm named 'rounds'; installed: again, impostor, level, picky, round, scattering\. "
+        r"no algorithm named 'rounds'; installed: again, centre, impostor, level, picky, round, scattering\. "
         r"Did you mean 'round'\?",
     ),
     "an unknown format": (

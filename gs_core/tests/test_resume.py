@@ -83,9 +83,10 @@ def test_a_failure_in_any_stage(after, run, tiny, left_alone, contents, tmp_path
         assert contents(out) == left_alone, (at, hook)
 
 
-def test_a_kill_before_any_file_gets_its_name(run, tiny, left_alone, contents, tmp_path, monkeypatch):
+@pytest.mark.parametrize("algorithms", [["level", "round"], ["centre"]], ids=["one stream", "two streams"])
+def test_a_kill_before_any_file_gets_its_name(algorithms, run, tiny, contents, tmp_path, monkeypatch):
     """The folder as a killed process leaves it, with nothing tidied up: half-written files, missing records."""
-    replace, killed = os.replace, []
+    replace, killed, line = os.replace, [], LINE | {"algorithms": algorithms}
 
     def snapshot(source, target):
         killed.append(tmp_path / f"killed-{len(killed)}")
@@ -94,10 +95,11 @@ def test_a_kill_before_any_file_gets_its_name(run, tiny, left_alone, contents, t
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", snapshot)
-        run(tiny, tmp_path / "running", **LINE)
+        run(tiny, tmp_path / "running", **line)
     assert len(killed) > 8
+    left_alone = contents(tmp_path / "running")
     for out in killed:
-        run(tiny, out, **LINE)
+        run(tiny, out, **line)
         assert contents(out) == left_alone, out.name
 
 

@@ -24,10 +24,20 @@ def in_their_words(args):
 
 
 def test_schemes_are_compressed_tensors_own():
-    assert {name: in_their_words(scheme.weights) for name, scheme in SCHEMES.items()} == WEIGHTS
-    assert {n: in_their_words(s.inputs) for n, s in SCHEMES.items() if s.inputs} == INPUTS
+    schemes = {name: scheme for name, scheme in SCHEMES.items() if scheme.kv_cache is None}
+    assert {name: in_their_words(scheme.weights) for name, scheme in schemes.items()} == WEIGHTS
+    assert {n: in_their_words(s.inputs) for n, s in schemes.items() if s.inputs} == INPUTS
     assert all(scheme.name == scheme.describe() == name for name, scheme in SCHEMES.items())
-    assert all(scheme.kv_cache is None for scheme in SCHEMES.values())
+
+
+@pytest.mark.parametrize(("tail", "number"), [("KV8", "int8"), ("KV_FP8", "fp8_e4m3")])
+def test_a_scheme_with_a_cache_is_the_one_without_and_a_cache_in_eight_bits(tail, number):
+    cache = SCHEMES[tail].kv_cache
+    assert (cache.format, cache.granularity, cache.symmetric, cache.dynamic) == (number, "tensor", True, False)
+    assert SCHEMES[tail].weights is SCHEMES[tail].inputs is None
+    for name in ("W4A16", "W8A16", "W8A8"):
+        both, layers = SCHEMES[f"{name}_{tail}"], SCHEMES[name]
+        assert (both.weights, both.inputs, both.kv_cache) == (layers.weights, layers.inputs, cache)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +51,9 @@ def test_schemes_are_compressed_tensors_own():
         ("w8a8-smoothquant", "W8A8", ["smoothquant", "rtn"]),
         ("w8a8-smoothquant-gptq", "W8A8", ["smoothquant", "gptq"]),
         ("w8a8-static-smoothquant", "W8A8_STATIC", ["smoothquant", "rtn"]),
+        ("kv8", "KV8", ["kv_cache"]),
+        ("w4a16-kv-fp8-gptq", "W4A16_KV_FP8", ["gptq", "kv_cache"]),
+        ("w8a8-kv8-smoothquant", "W8A8_KV8", ["smoothquant", "rtn", "kv_cache"]),
     ],
 )
 def test_a_recipe_is_what_its_name_says(name, scheme, algorithms):
@@ -60,5 +73,7 @@ def test_every_preset_survives_yaml_and_json(name):
 def test_an_unknown_preset_gets_the_nearest_one():
     with pytest.raises(SchemaError) as caught:
         recipe("W4A16_GPTQ")
-    assert str(caught.value).startswith("recipe: no recipe named 'W4A16_GPTQ'; there are: w4a16-asym-gptq, ")
+    assert str(caught.value).startswith(
+        "recipe: no recipe named 'W4A16_GPTQ'; there are: kv-fp8, kv8, w4a16-asym-gptq, "
+    )
     assert str(caught.value).endswith("Did you mean 'w4a16-gptq'?")

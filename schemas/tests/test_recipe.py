@@ -186,14 +186,14 @@ def problems(**fields):
         ({"algorythms": []}, "Did you mean 'algorithms'?"),
         (
             {"calibration": {"sample": 3}},
-            "calibration.sample: no such field; fields: data, samples, seq_len. Did you mean 'samples'?",
+            "calibration.sample: no such field; fields: data, samples, seq_len, dtype. Did you mean 'samples'?",
         ),
         (
             {"overrides": [{"match": "*", "schema": None, "scheme": None}]},
             "overrides.0.schema: no such field; fields: match, scheme, algorithms. Did you mean 'scheme'?",
         ),
         ({"overrides": [{"scheme": None}]}, "overrides.0.match: is required"),
-        ({"scheme": "W4A61"}, "scheme: no scheme named 'W4A61'; there are: W4A16, W4A16_ASYM, "),
+        ({"scheme": "W4A61"}, "scheme: no scheme named 'W4A61'; there are: KV8, KV_FP8, W4A16, W4A16_ASYM, "),
         ({"scheme": "w4a16"}, "Did you mean 'W4A16'?"),
         (
             {"scheme": {"weights": {"format": "int44"}}},

@@ -13,6 +13,7 @@ DEFAULT = {
     "golden-stick-hf": "adapters/hf",
     "golden-stick-rtn": "gs_plugins/algorithms/rtn",
     "golden-stick-smoothquant": "gs_plugins/algorithms/smoothquant",
+    "golden-stick-kv-cache": "gs_plugins/algorithms/kv_cache",
     "golden-stick-gptq": "gs_plugins/algorithms/gptq",
     "golden-stick-compressed-tensors": "gs_plugins/formats/compressed_tensors",
 }

@@ -80,10 +80,11 @@ def tokens() -> np.ndarray:
 
 @pytest.fixture
 def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The conformance kit's algorithms ``rounding`` and ``levelling``, and its format ``plain``, as if installed."""
+    """The conformance kit's algorithms ``rounding``, ``levelling`` and ``caching``, and its format ``plain``, as if
+    installed."""
     module = "gs_core.testing.plugins"
     folder = write_distribution(
         tmp_path / "site", "kit", format=f"plain = {module}:Plain",
-        algorithm=f"rounding = {module}:Rounding\nlevelling = {module}:Levelling",
+        algorithm=f"rounding = {module}:Rounding\nlevelling = {module}:Levelling\ncaching = {module}:Caching",
     )  # fmt: skip
     monkeypatch.syspath_prepend(folder)

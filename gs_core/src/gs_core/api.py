@@ -18,7 +18,6 @@ from gs_core.interfaces import Adapter, CacheNumbers, CheckpointFormat, LayerNum
 from gs_core.journal import Journal
 from gs_core.planning import Plan, load_format, make
 from gs_core.report import Report
-from gs_core.stages import implements
 from gs_core.storage import Checkpoint
 from gs_schemas import Recipe, SchemaError, unknown
 
@@ -130,6 +129,8 @@ def plan(
     if format is not None:
         resolved = resolved.model_copy(update={"format": format})
     opened = open_source(model, device, adapter)
+    if any(numbers.online is not None for numbers in opened.numbers.values()):
+        raise PlanError([f"{model} leaves transforms to be computed at run time; quantize the model it was made from"])
     return make(resolved, opened.model, opened.adapter, device)
 
 
@@ -178,8 +179,8 @@ def _tokens(made: Plan, data: str | Path | np.ndarray | None, samples: int | Non
     asked = made.recipe.calibration
     source = data if data is not None else asked.data
     if source is None:
-        needing = [n for n, a in made.algorithms.items() if implements(a, "observe")]
-        why = f"{', '.join(needing)} needs" if needing else "static activations need"
+        needing = ", ".join(made.needing_data)
+        why = f"{needing} needs" if needing else "static activations need"
         raise PlanError([f"{why} calibration data: pass --calibration PATH, or set calibration.data in the recipe"])
     samples, seq_len = samples or asked.samples, seq_len or asked.seq_len
     limit = made.model.max_tokens()

@@ -9,7 +9,8 @@ from gs_core import calibration
 from gs_core.api import Opened, open_source
 from gs_core.arrays import RawTensor, to_raw
 from gs_core.errors import CalibrationError, PlanError
-from gs_core.interfaces import Adapter, Block, OnSite, StaticInput
+from gs_core.interfaces import Adapter, Block, LayerNumbers, OnSite, StaticInput
+from gs_core.linear_map import LinearMap
 from gs_core.pipeline import Progress
 from gs_core.watching import Cached, fake_quantizer
 from gs_schemas import QuantizationScheme
@@ -53,6 +54,7 @@ def evaluate(
     for index in range(blocks):
         progress("evaluate", index, blocks)
         block = opened.model.block(index, (batches[0], states[0]))
+        block.online = _online(block, opened.numbers)
         on_site = _on_site(block, opened)
         for number, batch in enumerate(batches):
             outputs = block.run(batch, states[number], on_site)
@@ -77,6 +79,12 @@ def _windows(text: str | Path | np.ndarray, windows: int, seq_len: int, tokenize
             "give a longer text, or lower --windows or --seq-len"
         )
     return np.ascontiguousarray(found[: windows * seq_len].reshape(windows, seq_len))
+
+
+def _online(block: Block, numbers: dict[str, LayerNumbers]) -> dict[str, LinearMap]:
+    """The maps that the checkpoint leaves to be computed, by site."""
+    found = {site.name: [numbers[n].online for n in site.layers if n in numbers] for site in block.sites.values()}
+    return {site: maps[0] for site, maps in found.items() if maps and maps[0] is not None}
 
 
 def _on_site(block: Block, opened: Opened) -> OnSite:

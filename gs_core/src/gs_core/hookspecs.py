@@ -3,19 +3,23 @@
 An implementation may leave out arguments it does not need. It must not give any of them a default.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pluggy
 
 from gs_core.arrays import Array
-from gs_core.interfaces import Accumulator, Block, Layer, Output, Site, StaticInput, Transform
+from gs_core.interfaces import Accumulator, Block, Data, Layer, Output, Site, StaticInput, Transform
+from gs_core.linear_map import LinearMap
 from gs_core.quantized import QuantizedTensor
 from gs_schemas import QuantizationScheme
 
 PROJECT = "golden_stick"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+
+Record = Callable[..., None]
+"""``record(loss=[0.9, 0.5])``: plain data by name, which the report holds beside the block's and the plugin's name."""
 
 
 @hookspec(firstresult=True)
@@ -28,28 +32,36 @@ def observe(site: Site, scheme: QuantizationScheme) -> Accumulator | None:
 
 
 @hookspec(firstresult=True)
-def smooth(block: Block, layers: Sequence[Layer], observed: Mapping[str, Any]) -> Sequence[Transform]:  # type: ignore[empty-body]
+def smooth(  # type: ignore[empty-body]
+    block: Block, layers: Sequence[Layer], observed: Mapping[str, Any], data: Data, record: Record
+) -> Sequence[Transform]:
     """Asked once for each block: transforms that leave the float function as it was.
 
     ``observed`` holds the results of this plugin's own accumulators by site name; a site that no token reached
-    is missing from it.
+    is missing from it. ``data`` is the block's calibration data, for what learns. ``record`` puts facts about this
+    block into the report.
     """
 
 
 @hookspec(firstresult=True)
 def quantize(  # type: ignore[empty-body]
-    block: Block, layers: Sequence[Layer], observed: Mapping[str, Any]
+    block: Block, layers: Sequence[Layer], observed: Mapping[str, Any], data: Data, record: Record
 ) -> Mapping[str, QuantizedTensor]:
-    """Asked once for each block: a quantized tensor for every one of ``layers``, by layer name."""
+    """Asked once for each block: a quantized tensor for every one of ``layers``, by layer name.
+
+    The other arguments are those of ``smooth``.
+    """
 
 
 @hookspec(firstresult=True)
 def pack(  # type: ignore[empty-body]
-    tensor: QuantizedTensor, inputs: StaticInput | None, layout: str
+    tensor: QuantizedTensor, inputs: StaticInput | None, layout: str, online: LinearMap | None
 ) -> Mapping[str, Array]:
     """Asked for each quantized tensor: named arrays as the file holds them (``weight_packed``, ``weight_scale``).
 
-    ``inputs`` are the parameters of the layer's statically quantized input, where its scheme has one.
+    ``inputs`` are the parameters of the layer's statically quantized input, where its scheme has one. ``online`` is
+    what the layer's input goes through when the model runs, where that is more than nothing; layers that share an
+    input share it.
     """
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from gs_core.arrays import Array, RawTensor, device, namespace
+from gs_core.linear_map import LinearMap
 from gs_core.quantized import QuantizedTensor
 from gs_core.storage import Checkpoint, Tensor
 from gs_schemas import QuantizationArgs, QuantizationScheme, Strict
@@ -122,12 +123,15 @@ class Fold:
     channels: how many scales are free.
     index: int ``(features,)``, the producer channel behind each site channel (``None``: one to one). With
         grouped-query attention several site channels share one.
+    head: how many neighbouring channels may be mixed with one another, each such group alike, and not only scaled:
+        the channels of a head's values. 1 where nothing may be mixed.
     """
 
     producer: str
     sites: tuple[str, ...]
     channels: int
     index: np.ndarray | None = None
+    head: int = 1
 
     def expand(self, scale: Array) -> Array:
         """``(channels,)`` to ``(features,)``."""
@@ -155,12 +159,67 @@ class ChannelScale:
     fold: Fold
     scale: Array
 
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return self.fold.sites
 
-Transform = ChannelScale
+    @property
+    def where(self) -> str:
+        return f"{self.fold.producer} → {', '.join(self.fold.sites[:3])}"
+
+
+@dataclass(frozen=True)
+class FoldTransform:
+    """A transform: the producer's output channels go through ``map``, whose ``block`` divides ``fold.head``, and so
+    the activations of ``fold.sites`` do; the weights of their layers go through its inverse transpose."""
+
+    fold: Fold
+    map: LinearMap
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return self.fold.sites
+
+    @property
+    def where(self) -> str:
+        return f"{self.fold.producer} → {', '.join(self.fold.sites[:3])}"
+
+
+@dataclass(frozen=True)
+class SiteTransform:
+    """A transform that is computed when the model runs: activations of ``site`` go through ``map``, the weights of
+    its layers through its inverse transpose. The checkpoint format must hold maps of its ``kind``."""
+
+    site: str
+    map: LinearMap
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return (self.site,)
+
+    @property
+    def where(self) -> str:
+        return self.site
+
+
+Transform = ChannelScale | FoldTransform | SiteTransform
 Batch = tuple[np.ndarray, "Mapping[str, RawTensor] | None"]
 """Token ids, int64 ``(batch, seq_len)``, and what the block before returned for them (None for the first)."""
 OnSite = Callable[[str, Array], "Array | None"]
 """Called with a site's name and its activation; what it returns, unless None, takes the activation's place."""
+
+
+def through(online: Mapping[str, LinearMap], on_site: OnSite | None) -> OnSite | None:
+    """An ``on_site`` that sends activations through their site's map before ``on_site`` sees them."""
+    if not online:
+        return on_site
+
+    def replace(name: str, x: Array) -> Array | None:
+        mapped = online[name].apply(x) if name in online else None
+        seen = None if on_site is None else on_site(name, x if mapped is None else mapped)
+        return mapped if seen is None else seen
+
+    return replace
 
 
 class Block(ABC):
@@ -173,6 +232,9 @@ class Block(ABC):
     index: int
     layers: dict[str, Layer]
     sites: dict[str, Site]
+    online: Mapping[str, LinearMap] = {}
+    """What activations go through when the block runs, by site: set by ``apply``, and by whoever opens a checkpoint
+    whose weights are meant for it. Replaced, never written into."""
     exact: bool = True
     """Whether ``run`` has to multiply in float32; where not, it may in the dtype that the weights are stored in."""
 
@@ -187,13 +249,19 @@ class Block(ABC):
 
     @abstractmethod
     def run(
-        self, tokens: np.ndarray, previous: Mapping[str, RawTensor] | None, on_site: OnSite | None = None
+        self,
+        tokens: np.ndarray,
+        previous: Mapping[str, RawTensor] | None,
+        on_site: OnSite | None = None,
+        weights: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
-        """Compute the block on one batch.
+        """Compute the block on one batch. ``on_site`` sees, and replaces, what the site's map (``online``) made.
 
         tokens: int64 ``(batch, seq_len)``. previous: what the block before returned for the same batch
-        (``None`` for the first). Returns named arrays that ``run`` of the next block understands; ``hidden`` is
-        the residual stream, ``(batch, seq_len, hidden)``.
+        (``None`` for the first). weights: ``(out, in)`` float32 in place of layers' own, by layer name; when they
+        are given, even none, automatic differentiation follows the run wherever ``Model.differentiates``.
+        Returns named arrays that ``run`` of the next block understands; ``hidden`` is the residual stream,
+        ``(batch, seq_len, hidden)``.
         """
 
     def folds(self) -> Sequence[Fold]:
@@ -218,6 +286,8 @@ class Model(ABC):
     layers: list[LayerInfo]
     warnings: Sequence[str] = ()
     """What a user should know about how it was opened."""
+    differentiates: bool = False
+    """Whether its blocks compute with torch tensors that autograd can follow."""
     kept: dict[str, str]
     """Modules that could be mistaken for layers but stay in floating point: name, and why."""
     caches: Sequence[CacheInfo] = ()
@@ -287,6 +357,8 @@ class LayerNumbers:
 
     scheme: QuantizationScheme
     inputs: StaticInput | None = None
+    online: LinearMap | None = None
+    """What its input goes through before it is quantized; the stored weight is meant for that."""
 
 
 @dataclass(frozen=True)
@@ -304,9 +376,17 @@ class CacheNumbers:
 class Accumulator(ABC):
     """Collects one statistic of one site over the batches."""
 
+    paired: ClassVar[bool] = False
+    """Whether it takes in pairs. Its algorithm must say that it needs the float stream."""
+
     @abstractmethod
     def update(self, x: Array) -> None:
         """Take in ``(tokens, features)`` in float32."""
+
+    def update_pair(self, x: Array, unquantized: Array | None) -> None:
+        """Where ``paired``, called instead of ``update``: beside ``x`` what the same tokens are when no block before
+        was quantized, of the same shape; None where they are not the same tokens (experts chosen otherwise)."""
+        self.update(x)
 
     @abstractmethod
     def result(self) -> Any:
@@ -317,6 +397,10 @@ class Accumulator(ABC):
         """Make it as if every ``x`` had been ``x / scale``, ``(features,)``. False when only a second look at
         the data can tell."""
         return False
+
+    def transform(self, map: LinearMap) -> bool:
+        """Make it as if every ``x`` had been ``map.apply(x)``. False when only a second look at the data can tell."""
+        return map.kind == "scale" and map.scale is not None and self.rescale(map.scale)
 
 
 class Adapter(ABC):
@@ -333,6 +417,35 @@ class Adapter(ABC):
     def open(self, source: Any, device: str, checkpoint: Checkpoint | None = None) -> Model:
         """Open a folder (``Path``) or a live object. ``checkpoint`` replaces the folder's own tensors (a quantized
         folder is opened with its weights dequantized). Raises ``CheckpointError``."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an algorithm must be given beside the weights.
+
+    data: the model has to run on calibration data. gradient: blocks that can be differentiated.
+    float_stream: what reaches a block, and leaves it, when nothing was quantized; a second set of activations on disk.
+    """
+
+    data: bool = False
+    gradient: bool = False
+    float_stream: bool = False
+
+
+@dataclass(frozen=True)
+class Data:
+    """The calibration data of one block. Batches are read from disk when they are asked for.
+
+    batches: what reaches the block, the blocks before it quantized. Empty where the run needs no data.
+    floats: the same batches, no block quantized; targets: what the float block returns for ``floats``, as ``run``
+        returned it. Both empty unless the algorithm needs the float stream.
+    as_seen: makes the block's activations what an engine will see under its scheme. Not to be differentiated.
+    """
+
+    batches: Sequence[Batch] = ()
+    floats: Sequence[Batch] = ()
+    targets: Sequence[Mapping[str, RawTensor]] = ()
+    as_seen: OnSite = lambda name, x: None
 
 
 class Algorithm:
@@ -359,9 +472,18 @@ class Algorithm:
         """Why it cannot treat this cache so, or ``None``. Asked while planning."""
         return None
 
+    def needs(self, scheme: QuantizationScheme) -> Needs:
+        """What it needs for layers of this scheme. Asked while planning; by default data, when it observes."""
+        return Needs(data=hasattr(self, "observe"))
+
     def scatters(self, scheme: QuantizationScheme) -> bool:
         """Whether its tensors come with a ``group_index``. Asked while planning: few formats can hold one."""
         return False
+
+    def leaves_online(self, scheme: QuantizationScheme) -> Mapping[str, str]:
+        """Kinds of maps (``LinearMap.kind``) that it may leave to be computed at run time, each with what to change
+        so that it does not (``set r4: false``). Asked while planning: few formats can hold one."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -393,8 +515,10 @@ class Finished:
     """File name → tensor name → bytes."""
     aliases: Mapping[str, str]
     """Module names of the layers whose modules are spelt otherwise than the checkpoint spells them."""
-    caches: Mapping[str, QuantizationArgs] = field(default_factory=dict)
-    """Args of every attention module whose cache is quantized, by name."""
+    caches: Mapping[CacheInfo, QuantizationArgs] = field(default_factory=dict)
+    """Args of every cache that is quantized; its ``sites`` are those that are."""
+    online: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """``LinearMap.describe()`` of the map at a layer's site, by layer; layers without one are missing."""
 
 
 class CheckpointFormat:
@@ -404,6 +528,8 @@ class CheckpointFormat:
     """The ``quant_method`` of the ``quantization_config`` it reads; engines know it by that name."""
     holds_group_index: ClassVar[bool] = False
     """Whether it can say that a group's input features are not neighbours."""
+    holds_online: ClassVar[frozenset[str]] = frozenset()
+    """Kinds of maps (``LinearMap.kind``) at sites that it can hold, to be computed at run time."""
 
     def unsupported(self, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:
         """Why it cannot hold this layer so, or ``None``. Asked while planning."""
@@ -413,6 +539,14 @@ class CheckpointFormat:
         """Why it cannot hold this cache so, or ``None``. ``cache.sites`` are those that are quantized. Asked while
         planning."""
         return "this checkpoint format has no place for a quantized KV cache"
+
+    def unsupported_online(self, kind: str, scheme: QuantizationScheme) -> str | None:
+        """Why it cannot say that the input of a layer of this scheme goes through a map of this kind, or ``None``.
+        By default ``holds_online`` says it for all schemes. Asked for each map that an algorithm makes; one that is
+        refused is dropped, and the report says so."""
+        return (
+            None if kind in self.holds_online else f"this checkpoint format holds no {kind} to be computed at run time"
+        )
 
     def layout(self, scheme: QuantizationScheme) -> str:
         """The name of the layout that ``pack`` is asked for (``pack-quantized``)."""

@@ -2,7 +2,7 @@
 
 ``OUT/.gsq`` exists exactly while a run is unfinished. It holds ``run.json`` (what run this is), ``journal.jsonl``
 (one line for each finished part) and ``activations/N/`` (what block N returned, so that block N + 1 can start
-without the blocks before it).
+without the blocks before it; ``activations/N-float/`` where no block before was quantized).
 """
 
 import fcntl
@@ -148,8 +148,8 @@ def _compare(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> No
 class Activations:
     """What a block returned for each batch, on disk: memory holds one batch at a time."""
 
-    def __init__(self, journal: Journal, block: int):
-        self.folder = journal.folder / "activations" / str(block)
+    def __init__(self, journal: Journal, block: int, stream: str = ""):
+        self.folder = journal.folder / "activations" / f"{block}{stream}"
 
     def write(self, batch: int, arrays: Mapping[str, Array]) -> None:
         """Keep one batch, durably."""

@@ -4,6 +4,7 @@ from gs_core import numerics
 from gs_core.arrays import Array, device, namespace
 from gs_core.histogram import Histogram
 from gs_core.interfaces import Accumulator, StaticInput
+from gs_core.linear_map import LinearMap
 from gs_schemas import QuantizationArgs
 
 SAMPLE_ROWS = 256
@@ -71,6 +72,10 @@ class Sample(Accumulator):
 
     def rescale(self, scale: Array) -> bool:
         self._rows = [rows / scale for rows in self._rows]
+        return True
+
+    def transform(self, map: LinearMap) -> bool:
+        self._rows = [map.apply(rows) for rows in self._rows]
         return True
 
     def result(self) -> Array:

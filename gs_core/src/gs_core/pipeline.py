@@ -2,8 +2,9 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,28 @@ import numpy as np
 from gs_core import calibration, memory, numerics
 from gs_core.arrays import RawTensor
 from gs_core.errors import CheckpointError
-from gs_core.interfaces import Block, CacheNumbers, Finished, Layer, Output, StaticInput
+from gs_core.hookspecs import Record
+from gs_core.interfaces import (
+    Batch,
+    Block,
+    CacheNumbers,
+    Data,
+    Finished,
+    Layer,
+    OnSite,
+    Output,
+    SiteTransform,
+    StaticInput,
+    Transform,
+)
 from gs_core.journal import Activations, Journal
 from gs_core.planning import CacheRow, Plan, Row
 from gs_core.proving import apply_proved
 from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Stages, implements
 from gs_core.storage import StoredTensor, Tensor, read_header
-from gs_core.watching import Cached, Watch, fake_quantizer, is_finite, relative_error
-from gs_schemas import QuantizationScheme
+from gs_core.streams import FLOAT, Arriving, Returned
+from gs_core.watching import Watch, fake_quantizer, is_finite, relative_error
 
 SHARD_BYTES = 5 * 10**9
 
@@ -35,6 +49,7 @@ class Outcome:
     layers: list[dict[str, Any]] = field(default_factory=list)
     caches: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
 
 
 def run(
@@ -65,7 +80,8 @@ def run(
         gc.collect()  # what a framework keeps in cycles would add up until the collector thinks of it
         memory.release()
         if index:
-            Activations(journal, index - 1).discard()
+            for stream in ("", FLOAT):
+                Activations(journal, index - 1, stream).discard()
     for part in range(max(blocks, len(journal.records)), parts):
         progress("export", blocks, blocks)
         files = stages.export(plan.recipe.format, Output(journal.out, part, parts, outside[part - blocks]))
@@ -93,19 +109,30 @@ class _Line:
         self.exact = plan.recipe.calibration.dtype == "float32"
         self.outcome = Outcome()
         self._progress = progress
+        self._float_stream = plan.needs_float_stream and bool(batches)
 
     def _stage(self, name: str) -> None:
         memory.release()
         self._progress(name, self.index, len(self.plan.model.blocks))
 
-    def _data(self) -> Iterator[tuple[np.ndarray, Mapping[str, RawTensor] | None]]:
-        before = Activations(self.journal, self.index - 1) if self.index else None
-        for number, tokens in enumerate(self.batches):
-            yield tokens, before.read(number) if before else None
+    def _data(self, stream: str = "") -> Sequence[Batch]:
+        return Arriving(self.journal, self.index, self.batches, stream)
+
+    def _all_data(self, watch: Watch) -> Data:
+        if not self._float_stream:
+            return Data(self._data(), as_seen=watch.as_seen())
+        targets = Returned(self.journal, self.index, len(self.batches), FLOAT)
+        return Data(self._data(), self._data(FLOAT), targets, watch.as_seen())
+
+    def _recorder(self, block: Block, algorithm: str) -> Record:
+        def record(**facts: Any) -> None:
+            self.outcome.records.append({"block": block.name, "algorithm": algorithm, **facts})
+
+        return record
 
     def run(self) -> Outcome:
         self._stage("load")
-        block = self.plan.model.block(self.index, next(self._data(), None))
+        block = self.plan.model.block(self.index, next(iter(self._data()), None))
         quantizing = []
         for name, row in self.rows.items():
             if row.scheme is not None:
@@ -114,18 +141,27 @@ class _Line:
                 quantizing.append(layer)
         for layer in quantizing:
             _check_weight(layer)
-        watch = Watch(self.stages, block, self.rows, self._data, len(self.batches), self.caches, self.exact)
+        if self._float_stream:
+            self._stage("propagate")
+            self._propagate(block, None, FLOAT)
+        floats = self._data(FLOAT) if self._float_stream else ()
+        watch = Watch(self.stages, block, self.rows, self._data(), floats, self.caches, self.exact)
         if self.batches:
+            smoothing = self._algorithms("smooth")
+            blind = list(takewhile(lambda name: not implements(self.plan.algorithms[name], "observe"), smoothing))
+            for name in blind:  # nothing need be seen for these, and what is seen after them is right at once
+                self._smooth(name, block, quantizing, watch)
             self._stage("observe")
             watch.run()
-            self._smooth(block, quantizing, watch)
+            for name in smoothing[len(blind) :]:
+                self._smooth(name, block, quantizing, watch)
         static = {name: site.static_input() for name, site in watch.sites.items()}
         caches = watch.static_caches()
         self._quantize(block, quantizing, watch, static)
         self._pack_caches(watch, caches)
         if self.batches and self.index + 1 < len(self.plan.model.blocks):
             self._stage("propagate")
-            self._propagate(block, static, caches)
+            self._propagate(block, watch.as_seen())
         self.outcome.packed += block.rest({layer.name for layer in quantizing})
         return self.outcome
 
@@ -156,20 +192,34 @@ class _Line:
         named = [n for row in self.rows.values() for n in row.algorithms]
         return [n for n in self.plan.algorithms if n in named and implements(self.plan.algorithms[n], hook)]
 
-    def _smooth(self, block: Block, layers: Sequence[Layer], watch: Watch) -> None:
-        for name in self._algorithms("smooth"):
-            self._stage("smooth")
-            mine = [layer for layer in layers if name in self.rows[layer.name].algorithms]
-            transforms = self.stages.smooth(name, block, mine, watch.observed(name))
-            if not transforms:
-                self.outcome.notes.append(f"{block.name}: {name} found nowhere to fold a scale")
-            applied, dropped = apply_proved(block, transforms, next(self._data()))
-            for transform in applied:
-                watch.rescale(transform)
-            watch.renew_caches(applied)
-            for transform, why in dropped:
-                where = f"{transform.fold.producer} → {', '.join(transform.fold.sites[:3])}"
-                self.outcome.notes.append(f"{block.name}: {name} at {where} was dropped: {why}")
+    def _smooth(self, name: str, block: Block, layers: Sequence[Layer], watch: Watch) -> None:
+        self._stage("smooth")
+        mine = [layer for layer in layers if name in self.rows[layer.name].algorithms]
+        data, record = self._all_data(watch), self._recorder(block, name)
+        transforms = self.stages.smooth(name, block, mine, watch.observed(name), data, record)
+        if not transforms:
+            self.outcome.notes.append(f"{block.name}: {name} found nowhere to fold a scale")
+        refused = [(t, why) for t in transforms if (why := self._refusal(block, t))]
+        possible = [t for t in transforms if not self._refusal(block, t)]
+        applied, dropped = apply_proved(block, possible, self._data()[0])
+        for transform in applied:
+            watch.account(transform)
+        watch.renew_caches(applied)
+        for transform, why in [*refused, *dropped]:
+            self.outcome.notes.append(f"{block.name}: {name} at {transform.where} was dropped: {why}")
+
+    def _refusal(self, block: Block, transform: Transform) -> str | None:
+        """Why the checkpoint could not say it."""
+        if not isinstance(transform, SiteTransform):
+            return None
+        layers = block.sites[transform.site].layers
+        floating = [n for n in layers if self.rows[n].scheme is None]
+        if floating:
+            return f"{', '.join(floating)} shares the input and stays in floating point"
+        asked = (
+            self.plan.format.unsupported_online(transform.map.kind, s) for n in layers if (s := self.rows[n].scheme)
+        )
+        return next((why for why in asked if why), None)
 
     def _quantize(
         self, block: Block, layers: Sequence[Layer], watch: Watch, static: Mapping[str, StaticInput | None]
@@ -179,12 +229,15 @@ class _Line:
             if not mine:
                 continue
             self._stage("quantize")
-            tensors = self.stages.quantize(name, block, mine, watch.observed(name))
+            data, record = self._all_data(watch), self._recorder(block, name)
+            tensors = self.stages.quantize(name, block, mine, watch.observed(name), data, record)
             self._stage("pack")
             for layer in mine:
-                self._pack(layer, tensors[layer.name], watch, static.get(layer.site))
+                self._pack(block, layer, tensors[layer.name], watch, static.get(layer.site))
 
-    def _pack(self, layer: Layer, tensor: QuantizedTensor, watch: Watch, static: StaticInput | None) -> None:
+    def _pack(
+        self, block: Block, layer: Layer, tensor: QuantizedTensor, watch: Watch, static: StaticInput | None
+    ) -> None:
         rounded = numerics.dequantize(tensor)
         site = watch.sites.get(layer.site)
         unseen = bool(self.batches) and (site is None or not site.tokens)
@@ -205,7 +258,8 @@ class _Line:
                 "give more or other calibration data, or an override with dynamic activations"
             )
         layout = self.plan.format.layout(layer.scheme)
-        arrays = self.stages.pack(self.plan.recipe.format, tensor, static, layout)
+        online = block.online.get(layer.site)
+        arrays = self.stages.pack(self.plan.recipe.format, tensor, static, layout, online)
         self.outcome.packed += [(f"{layer.name}.{suffix}", array) for suffix, array in arrays.items()]
         self.outcome.layers.append(
             {
@@ -217,24 +271,14 @@ class _Line:
                 "error_of": of,
                 "tokens": site.tokens if site else 0,
             }
+            | ({} if online is None else {"online": online.describe()})
         )
 
-    def _propagate(
-        self, block: Block, static: Mapping[str, StaticInput | None], static_caches: Mapping[str, StaticInput | None]
-    ) -> None:
-        quantized: dict[str, tuple[QuantizationScheme, StaticInput | None]] = {}
-        for site in block.sites.values():
-            schemes = [self.rows[name].scheme for name in site.layers]
-            # A site that feeds layers of different activation schemes stays float here: only one of them differs.
-            if schemes and schemes[0] and all(s and s.inputs == schemes[0].inputs for s in schemes):
-                quantized[site.name] = (schemes[0], static.get(site.name))
-        caches: dict[str, Cached] = {
-            name: (block.sites[name], row.args, static_caches[name]) for name, row in self.caches.items() if row.args
-        }
-        after = Activations(self.journal, self.index)
+    def _propagate(self, block: Block, on_site: OnSite | None, stream: str = "") -> None:
+        after = Activations(self.journal, self.index, stream)
         with block.computing(self.exact):
-            for number, (tokens, previous) in enumerate(self._data()):
-                after.write(number, block.run(tokens, previous, fake_quantizer(quantized, caches)))
+            for number, (tokens, previous) in enumerate(self._data(stream)):
+                after.write(number, block.run(tokens, previous, on_site))
 
 
 def _check_weight(layer: Layer) -> None:
@@ -264,6 +308,7 @@ def _record(journal: Journal, part: int, files: Sequence[str], outcome: Outcome,
             "layers": outcome.layers,
             "caches": outcome.caches,
             "notes": outcome.notes,
+            "records": outcome.records,
             "seconds": round(seconds, 3),
         }
     )
@@ -279,5 +324,6 @@ def _finished(plan: Plan, journal: Journal) -> Finished:
     schemes = {row.layer.name: row.scheme for row in plan.rows if row.scheme is not None}
     kept = [row.layer.name for row in plan.rows if row.scheme is None] + list(plan.model.kept)
     aliases = {row.layer.name: row.layer.alias for row in plan.rows if row.layer.alias}
-    caches = {row.cache.name: row.args for row in plan.caches if row.args}
-    return Finished(plan.model.config(), schemes, kept, plan.model.files(), shards, aliases, caches)
+    caches = {row.cache: row.args for row in plan.caches if row.args}
+    online = {row["layer"]: row["online"] for record in journal.records for row in record["layers"] if "online" in row}
+    return Finished(plan.model.config(), schemes, kept, plan.model.files(), shards, aliases, caches, online)

@@ -6,7 +6,7 @@ from typing import Any
 
 from gs_core import discovery, kernels, numerics
 from gs_core.errors import GoldenStickError, PlanError, PluginError
-from gs_core.interfaces import Algorithm, CacheInfo, CheckpointFormat, LayerInfo, Model, Request
+from gs_core.interfaces import Algorithm, CacheInfo, CheckpointFormat, LayerInfo, Model, Needs, Request
 from gs_core.stages import check_hooks, implements
 from gs_schemas import QuantizationArgs, QuantizationScheme, Recipe, SchemaError, matches, named, validate
 
@@ -59,10 +59,24 @@ class Plan:
 
     @property
     def needs_data(self) -> bool:
-        """Whether the model has to run: an algorithm observes, or the scale of an activation or a cache is static."""
-        observing = any(implements(self.algorithms[name], "observe") for row in self.rows for name in row.algorithms)
+        """Whether the model has to run: an algorithm asks for data, or the scale of an activation or a cache is
+        static."""
         static = any(static_inputs(row.scheme) for row in self.rows)
-        return observing or static or any(row.args and not row.args.dynamic for row in self.caches)
+        return bool(self.needing_data) or static or any(row.args and not row.args.dynamic for row in self.caches)
+
+    @property
+    def needing_data(self) -> list[str]:
+        """The algorithms that ask for data."""
+        asking = {name for name, needs in self._needs() if needs.data}
+        return [name for name in self.algorithms if name in asking]
+
+    @property
+    def needs_float_stream(self) -> bool:
+        """Whether the activations of the float model are kept beside those of the quantized one."""
+        return any(needs.float_stream for _, needs in self._needs())
+
+    def _needs(self) -> set[tuple[str, Needs]]:
+        return {(n, self.algorithms[n].needs(row.scheme)) for row in self.rows if row.scheme for n in row.algorithms}
 
     def table(self) -> list[dict[str, Any]]:
         """The rows as plain data, in the order of execution, then kept modules, then caches."""
@@ -142,6 +156,9 @@ def make(recipe: Recipe, model: Model, adapter: str, device: str) -> Plan:
                 scheme, reason = fitted[0], f"{reason}; {fitted[1]}"
             for why in _objections(layer, scheme, [algorithms[n] for n in chosen], chosen, checkpoint_format):
                 problems.add(why, layer.name)
+            for name in chosen if not model.differentiates else ():
+                if algorithms[name].needs(scheme).gradient:
+                    problems.add(f"algorithm '{name}' learns, and {adapter} blocks cannot be differentiated; use gptq")
             served = problems.catch(kernels.choose, Request(scheme, layer.shape, device), available)
             kernel = served.name if served else ""
         rows.append(Row(layer, scheme, chosen, kernel, reason))
@@ -279,6 +296,12 @@ def _objections(
                 f"algorithm '{name}' would group input features that are not neighbours, which this checkpoint "
                 "format cannot hold; for gptq set static_groups: true"
             )
+        for kind, fix in algorithm.leaves_online(scheme).items():
+            if kind not in checkpoint_format.holds_online:
+                found.append(
+                    f"algorithm '{name}' may leave a {kind} of activations to be computed at run time, which this "
+                    f"checkpoint format cannot hold; {fix}"
+                )
     why = checkpoint_format.unsupported(layer, scheme)
     if why:
         found.append(why)

@@ -1,8 +1,9 @@
-"""Where a per-channel scale can be folded, found by trying: what adapters share.
+"""Where a map of channels can be folded, found by trying: what adapters share.
 
 A producer's output channels are multiplied by powers of two, which floating point carries exactly. Where a site's
 channels come out multiplied by the same powers, the producer reaches it; where the block's output comes back to
-what it was once every such site is divided again, nothing else was reached. No name of a layer plays a part.
+what it was once every such site is divided again, nothing else was reached. Channels that may be mixed, those of a
+head, are found by mixing them. No name of a layer plays a part.
 """
 
 import re
@@ -15,6 +16,7 @@ import numpy as np
 from gs_core.arrays import Array, RawTensor, device, namespace, to_numpy
 from gs_core.errors import CalibrationError
 from gs_core.interfaces import Batch, Fold
+from gs_core.linear_map import LinearMap
 
 SAMPLES, TOKENS = 2, 16
 TOLERANCE = 1e-4
@@ -22,7 +24,7 @@ TOLERANCE = 1e-4
 
 @dataclass
 class Seen:
-    """One probing run: what arrived at each site ``(tokens, features)``, before anything was divided there, and what
+    """One probing run: what arrived at each site ``(tokens, features)``, before anything was undone there, and what
     the block returned."""
 
     at: dict[str, Array]
@@ -30,7 +32,7 @@ class Seen:
 
 
 class Prober(ABC):
-    """Runs a block on a few tokens with some tensors rescaled. An adapter says how."""
+    """Runs a block on a few tokens with some tensors changed. An adapter says how."""
 
     def __init__(self, batch: Batch):
         self._random = np.random.default_rng(0)
@@ -42,15 +44,22 @@ class Prober(ABC):
             self.base = self.run()
 
     @abstractmethod
-    def run(self, scaled: tuple[str, Array] | None = None, restore: Mapping[str, Array] | None = None) -> Seen:
-        """``scaled``: a norm or layer, and what to multiply its output channels by, ``(channels,)``. ``restore``: what
-        to divide the tensors by that arrive at these sites. Raises ``CalibrationError`` when the block cannot run."""
+    def run(
+        self, changed: tuple[str, LinearMap, int] | None = None, restore: Mapping[str, LinearMap] | None = None
+    ) -> Seen:
+        """``changed``: a norm or layer, the map that its output channels go through, and how many those are.
+        ``restore``: maps that are undone at these sites. Raises ``CalibrationError`` when the block cannot run."""
 
     def bits(self, channels: int) -> Array:
         """Random ones and twos."""
         scale = 1 + self._random.integers(0, 2, channels).astype(np.float32)
         scale[0], scale[-1] = 1, 2
         return self.asarray(scale)
+
+    def rotation(self, size: int) -> LinearMap:
+        """A random rotation of every ``size`` neighbours."""
+        matrix, _ = np.linalg.qr(self._random.standard_normal((size, size)))
+        return LinearMap((self.asarray(matrix.astype(np.float32)),), orthogonal=True)
 
     def asarray(self, x: np.ndarray) -> Array:
         """An array like those that the block returns."""
@@ -91,9 +100,9 @@ def _part(raw: RawTensor, first: int, second: int) -> RawTensor:
 def reached_by_norm(prober: Prober, norm: str, channels: int) -> list[str]:
     """Every site that a norm's output is, or none when it goes elsewhere too."""
     scale = prober.bits(channels)
-    restore: dict[str, Array] = {}
+    restore: dict[str, LinearMap] = {}
     while True:
-        seen = prober.run((norm, scale), restore)
+        seen = prober.run((norm, times(scale), channels), restore)
         new = [
             site
             for site, x in seen.at.items()
@@ -104,7 +113,7 @@ def reached_by_norm(prober: Prober, norm: str, channels: int) -> list[str]:
         ]
         if not new:
             break
-        restore |= dict.fromkeys(new, scale)
+        restore |= dict.fromkeys(new, times(scale))
     return list(restore) if restore and prober.unchanged(seen) else []
 
 
@@ -120,20 +129,20 @@ def layer_folds(prober: Prober, layers: Mapping[str, tuple[int, str]], sites: Co
         if own_site not in prober.base.at or pattern(name) in tried:
             continue
         tried.add(pattern(name))
-        for site, index in _reached_by_layer(prober, name, rows, own_site):
+        for site, index, head in _reached_by_layer(prober, name, rows, own_site):
             for like in (n for n in layers if pattern(n) == pattern(name)):
                 target = _counterpart(name, like, site)
                 if target in sites:
-                    found.append(Fold(like, (target,), layers[like][0], index))
+                    found.append(Fold(like, (target,), layers[like][0], index, head))
     return found
 
 
 def _reached_by_layer(
     prober: Prober, name: str, channels: int, own_site: str
-) -> Sequence[tuple[str, np.ndarray | None]]:
-    """The one site whose channels are this layer's output channels, with the channel behind each."""
+) -> Sequence[tuple[str, np.ndarray | None, int]]:
+    """The one site whose channels are this layer's output channels, the channel behind each, and how many mix."""
     scale = prober.bits(channels)
-    seen = prober.run((name, scale))
+    seen = prober.run((name, times(scale), channels))
     for site, x in seen.at.items():
         base = prober.base.at.get(site)
         if site == own_site or base is None or not _same_shape(x, base) or x.shape[-1] % channels:
@@ -145,9 +154,32 @@ def _reached_by_layer(
             if index is None:
                 continue
         expanded = Fold(name, (site,), channels, index).expand(scale)
-        if prober.unchanged(prober.run((name, scale), {site: expanded})):
-            return [(site, index)]
+        if prober.unchanged(prober.run((name, times(scale), channels), {site: times(expanded)})):
+            return [(site, index, _head(prober, name, channels, site, index))]
     return []
+
+
+def _head(prober: Prober, name: str, channels: int, site: str, index: np.ndarray | None) -> int:
+    """How many neighbouring channels can be mixed, each group alike: 1 where they only pass one by one."""
+    base = prober.base.at[site]
+
+    def passes(size: int) -> bool:
+        if index is not None and not _in_groups(index, size):
+            return False
+        mixed = prober.rotation(size)
+        seen = prober.run((name, mixed, channels), {site: mixed})
+        return close(seen.at[site], mixed.apply(base)) and prober.unchanged(seen)
+
+    sizes = [size for size in range(2, channels + 1) if channels % size == 0 and base.shape[-1] % size == 0]
+    if not sizes or not passes(sizes[0]):
+        return 1
+    return next(size for size in reversed(sizes) if passes(size))
+
+
+def _in_groups(index: np.ndarray, size: int) -> bool:
+    """Whether site channels come from producer channels in whole groups of neighbours, in order."""
+    first = index.reshape(-1, size)[:, :1]
+    return bool((first % size == 0).all() and (index.reshape(-1, size) == first + np.arange(size)).all())
 
 
 def _index(prober: Prober, name: str, channels: int, site: str, base: Array) -> np.ndarray | None:
@@ -156,7 +188,7 @@ def _index(prober: Prober, name: str, channels: int, site: str, base: Array) -> 
     index = np.zeros(base.shape[-1], np.int64)
     for bit in range(max(1, (channels - 1).bit_length())):
         scale = prober.asarray(1 + ((number >> bit) & 1).astype(np.float32))
-        seen = prober.run((name, scale)).at.get(site)
+        seen = prober.run((name, times(scale), channels)).at.get(site)
         if seen is None or not _same_shape(seen, base):
             return None
         doubled = _columns_close(seen, 2 * base)
@@ -180,6 +212,11 @@ def _counterpart(name: str, like: str, site: str) -> str:
     for a, b in zip(mine, its, strict=True):
         site = site.replace(f"experts{a}.", f"experts{b}.", 1)
     return site
+
+
+def times(scale: Array) -> LinearMap:
+    """The map that multiplies by powers of two, ``(channels,)``."""
+    return LinearMap(scale=1 / scale)
 
 
 # --- comparing -----------------------------------------------------------------------------------------------

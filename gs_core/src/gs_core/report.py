@@ -45,6 +45,7 @@ def write(plan: Plan, journal: Journal, tokens: np.ndarray | None, files: list[s
         "kept_in_float": [row for row in plan.table() if row["scheme"] == "float"],
         "layers": layers,
         **({"caches": caches} if caches else {}),
+        "records": [facts for record in journal.records for facts in record["records"]],
         "notes": [*plan.warnings, *(note for record in journal.records for note in record["notes"])],
         "files": sorted({*weights, *files, REPORT}),
         "run": {

@@ -9,11 +9,18 @@ from gs_core import hookspecs
 from gs_core.arrays import Array
 from gs_core.discovery import Plugin
 from gs_core.errors import PluginError
-from gs_core.interfaces import Accumulator, Block, ChannelScale, Layer, Output, Site, StaticInput, Transform
+from gs_core.hookspecs import Record
+from gs_core.interfaces import Accumulator, Block, Data, Layer, Output, Site, StaticInput, Transform
+from gs_core.linear_map import LinearMap
 from gs_core.quantized import QuantizedTensor
 from gs_schemas import QuantizationScheme
 
 HOOKS = ("observe", "smooth", "quantize", "pack", "export")
+NO_DATA = Data()
+
+
+def unrecorded(**facts: Any) -> None:
+    """Where there is no report."""
 
 
 def implements(plugin: Any, hook: str) -> bool:
@@ -77,16 +84,32 @@ class Stages:
         )
         return answer
 
-    def smooth(self, name: str, block: Block, layers: Sequence[Layer], observed: Mapping[str, Any]) -> list[Transform]:
-        answer = self._call("smooth", name, block=block, layers=layers, observed=observed) or ()
-        ok = isinstance(answer, Sequence) and all(isinstance(t, ChannelScale) for t in answer)
+    def smooth(
+        self,
+        name: str,
+        block: Block,
+        layers: Sequence[Layer],
+        observed: Mapping[str, Any],
+        data: Data = NO_DATA,
+        record: Record = unrecorded,
+    ) -> list[Transform]:
+        given = {"block": block, "layers": layers, "observed": observed, "data": data, "record": record}
+        answer = self._call("smooth", name, **given) or ()
+        ok = isinstance(answer, Sequence) and all(isinstance(t, Transform) for t in answer)
         self._answer("smooth", name, ok, answer, "a list of transforms")
         return list(answer)
 
     def quantize(
-        self, name: str, block: Block, layers: Sequence[Layer], observed: Mapping[str, Any]
+        self,
+        name: str,
+        block: Block,
+        layers: Sequence[Layer],
+        observed: Mapping[str, Any],
+        data: Data = NO_DATA,
+        record: Record = unrecorded,
     ) -> dict[str, QuantizedTensor]:
-        answer = self._call("quantize", name, block=block, layers=layers, observed=observed)
+        given = {"block": block, "layers": layers, "observed": observed, "data": data, "record": record}
+        answer = self._call("quantize", name, **given)
         wanted = {layer.name: layer.shape for layer in layers}
         ok = isinstance(answer, Mapping) and all(
             isinstance(answer.get(n), QuantizedTensor) and answer[n].shape == s for n, s in wanted.items()
@@ -94,8 +117,15 @@ class Stages:
         self._answer("quantize", name, ok, answer, f"a QuantizedTensor for each of {', '.join(wanted)}")
         return {layer: answer[layer] for layer in wanted}
 
-    def pack(self, name: str, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str) -> dict[str, Array]:
-        answer = self._call("pack", name, tensor=tensor, inputs=inputs, layout=layout)
+    def pack(
+        self,
+        name: str,
+        tensor: QuantizedTensor,
+        inputs: StaticInput | None,
+        layout: str,
+        online: LinearMap | None = None,
+    ) -> dict[str, Array]:
+        answer = self._call("pack", name, tensor=tensor, inputs=inputs, layout=layout, online=online)
         self._answer("pack", name, isinstance(answer, Mapping), answer, "named arrays")
         return dict(answer)
 

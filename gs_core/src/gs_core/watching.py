@@ -1,20 +1,28 @@
 """Observing a block: one pass over the calibration data while every observer of every site listens."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gs_core import numerics
 from gs_core.arrays import Array, astype, namespace
 from gs_core.errors import CalibrationError, PluginError
-from gs_core.interfaces import Accumulator, Batch, Block, ChannelScale, Layer, OnSite, Site, StaticInput
+from gs_core.interfaces import (
+    Accumulator,
+    Batch,
+    Block,
+    ChannelScale,
+    Layer,
+    OnSite,
+    Site,
+    SiteTransform,
+    StaticInput,
+    Transform,
+)
 from gs_core.observers import Limits, Sample, limits_of, static_input
 from gs_core.planning import CacheRow, Row, static_inputs
 from gs_core.stages import Stages, implements
 from gs_schemas import QuantizationArgs, QuantizationScheme
-
-Batches = Callable[[], Iterable[Batch]]
-"""The calibration data from its start."""
 
 
 @dataclass
@@ -48,8 +56,9 @@ class Watch:
     stages: Stages
     block: Block
     rows: Mapping[str, Row]
-    batches: Batches
-    count: int
+    batches: Sequence[Batch]
+    floats: Sequence[Batch] = ()
+    """The same batches, no block before quantized: for accumulators of pairs."""
     caches: Mapping[str, CacheRow] = field(default_factory=dict)
     """By the names of the sites that are quantized."""
     exact: bool = True
@@ -82,7 +91,7 @@ class Watch:
             site,
             scheme,
             {name: accumulator for name, accumulator in asked.items() if accumulator is not None},
-            Sample(self.count),
+            Sample(len(self.batches)),
             limits_of(scheme.inputs) if static and scheme.inputs else None,
             rows[0].layer.dtype,
         )
@@ -90,9 +99,16 @@ class Watch:
     def _cache_listener(self, site: Site, row: CacheRow) -> SiteWatch:
         accumulator = self.stages.observe(row.algorithm, site, row.scheme)
         listening = {} if accumulator is None else {row.algorithm: accumulator}
-        return SiteWatch(site, row.scheme, listening, Sample(self.count), None, site.dtype)
+        return SiteWatch(site, row.scheme, listening, Sample(len(self.batches)), None, site.dtype)
 
     def _pass(self, sites: Mapping[str, SiteWatch]) -> None:
+        paired = {name for name, watch in sites.items() if any(a.paired for a in watch.accumulators())}
+        beside: dict[str, list[Array]] = {}
+
+        def remember(name: str, x: Array) -> None:
+            if name in paired:
+                beside.setdefault(name, []).append(namespace(x).asarray(x, copy=True))
+
         def listen(name: str, x: Array) -> None:
             watch = sites.get(name)
             if watch is None or x.shape[0] == 0:
@@ -102,12 +118,21 @@ class Watch:
             )
             check_finite(x, f"{self.block.name}: {entering}")
             watch.tokens += int(x.shape[0])
+            unquantized = beside[name].pop(0) if beside.get(name) else None
+            if unquantized is not None and unquantized.shape != x.shape:
+                unquantized = None
             for accumulator in watch.accumulators():
-                accumulator.update(x)
+                if accumulator.paired:
+                    accumulator.update_pair(x, unquantized)
+                else:
+                    accumulator.update(x)
 
         with self.block.computing(self.exact):
-            for tokens, previous in self.batches():
-                self.block.run(tokens, previous, listen)
+            for number, batch in enumerate(self.batches):
+                beside.clear()
+                if paired and self.floats:
+                    self.block.run(*self.floats[number], remember)
+                self.block.run(*batch, listen)
 
     def observed(self, algorithm: str) -> dict[str, Any]:
         """What one algorithm's own accumulators found, by site; sites that no token reached are missing."""
@@ -117,27 +142,50 @@ class Watch:
             if algorithm in watch.by_algorithm and watch.tokens
         }
 
-    def rescale(self, transform: ChannelScale) -> None:
-        """Account for a transform that was applied: rescale what was observed, or observe it again."""
-        scale = transform.fold.expand(transform.scale)
+    def as_seen(self) -> OnSite:
+        """An ``on_site`` that makes the block's activations what an engine will see, by what was observed so far."""
+        known: dict[str, OnSite] = {}
+
+        def replace(name: str, x: Array) -> Array | None:
+            if name not in known:
+                known[name] = self._as_seen(name)
+            return known[name](name, x)
+
+        return replace
+
+    def _as_seen(self, name: str) -> OnSite:
+        site = self.block.sites[name]
+        if name in self.caches:
+            args = self.caches[name].args
+            return fake_quantizer({}, {} if args is None else {name: (site, args, self._static_cache(name))})
+        schemes = [self.rows[layer].scheme for layer in site.layers]
+        # A site that feeds layers of different activation schemes stays float here: only one of them differs.
+        if not schemes or schemes[0] is None or any(s is None or s.inputs != schemes[0].inputs for s in schemes):
+            return fake_quantizer({})
+        return fake_quantizer({name: (schemes[0], self.sites[name].static_input() if name in self.sites else None)})
+
+    def account(self, transform: Transform) -> None:
+        """Account for a transform that was applied: rewrite what was observed, or observe it again."""
         again = {}
-        for name in transform.fold.sites:
+        for name in transform.sites:
             watch = self.sites.get(name)
             if watch is None or not watch.tokens:
                 continue
-            if not all(accumulator.rescale(scale) for accumulator in watch.accumulators()):
+            if not all(_rewrite(accumulator, transform) for accumulator in watch.accumulators()):
                 fresh = self._listeners(watch.site)
                 assert fresh is not None
                 again[name] = self.sites[name] = fresh
         if again:
             self._pass(again)
 
-    def renew_caches(self, transforms: Iterable[ChannelScale]) -> None:
+    def renew_caches(self, transforms: Iterable[Transform]) -> None:
         """Observe again the caches whose values some transforms have changed: those that lie between the layer that
         absorbed a scale and the sites that see it."""
         order = list(self.block.sites)
         again = {}
         for transform in transforms:
+            if isinstance(transform, SiteTransform):
+                continue
             producer: Layer | None = self.block.layers.get(transform.fold.producer)
             if producer is None:  # a norm: what its scale changes, the layers after it undo
                 continue
@@ -151,22 +199,28 @@ class Watch:
     def static_caches(self) -> dict[str, StaticInput | None]:
         """The static parameters of every site of a cache that is quantized; None for what is dynamic. Raises
         ``CalibrationError`` when nothing arrived there."""
-        found: dict[str, StaticInput | None] = {}
-        for name, row in self.caches.items():
-            found[name] = None
-            if row.args is None or row.args.dynamic:
-                continue
-            watch = self.sites[name]
-            if not watch.tokens:
-                raise CalibrationError(
-                    f"{name}: its scheme has a static KV cache, but no calibration token reached it; "
-                    "give more or other calibration data, or a dynamic kv_cache"
-                )
-            static = watch.by_algorithm[row.algorithm].result()
-            if not isinstance(static, StaticInput):
-                raise PluginError(f"'{row.algorithm}' found {static!r:.120} for {name}; expected a StaticInput")
-            found[name] = static
-        return found
+        return {name: self._static_cache(name) for name in self.caches}
+
+    def _static_cache(self, name: str) -> StaticInput | None:
+        row = self.caches[name]
+        if row.args is None or row.args.dynamic:
+            return None
+        watch = self.sites[name]
+        if not watch.tokens:
+            raise CalibrationError(
+                f"{name}: its scheme has a static KV cache, but no calibration token reached it; "
+                "give more or other calibration data, or a dynamic kv_cache"
+            )
+        static = watch.by_algorithm[row.algorithm].result()
+        if not isinstance(static, StaticInput):
+            raise PluginError(f"'{row.algorithm}' found {static!r:.120} for {name}; expected a StaticInput")
+        return static
+
+
+def _rewrite(accumulator: Accumulator, transform: Transform) -> bool:
+    if isinstance(transform, ChannelScale):
+        return accumulator.rescale(transform.fold.expand(transform.scale))
+    return accumulator.transform(transform.map)
 
 
 Cached = tuple[Site, QuantizationArgs, StaticInput | None]

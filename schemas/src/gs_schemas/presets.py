@@ -9,17 +9,25 @@ _INT8 = QuantizationArgs(format="int8", granularity="channel")
 _INT8_TOKEN = QuantizationArgs(format="int8", granularity="token", dynamic=True)
 _INT8_TENSOR = QuantizationArgs(format="int8", granularity="tensor", symmetric=True)
 
-SCHEMES: dict[str, QuantizationScheme] = {
-    scheme.name: scheme
-    for scheme in (
-        QuantizationScheme(name="W4A16", weights=_INT4),
-        QuantizationScheme(name="W4A16_ASYM", weights=_INT4.model_copy(update={"symmetric": False})),
-        QuantizationScheme(name="W8A16", weights=_INT8),
-        QuantizationScheme(name="W8A8", weights=_INT8, inputs=_INT8_TOKEN),
-        QuantizationScheme(name="W8A8_STATIC", weights=_INT8, inputs=_INT8_TENSOR),
-    )
-    if scheme.name
-}
+_LAYERS = (
+    QuantizationScheme(name="W4A16", weights=_INT4),
+    QuantizationScheme(name="W4A16_ASYM", weights=_INT4.model_copy(update={"symmetric": False})),
+    QuantizationScheme(name="W8A16", weights=_INT8),
+    QuantizationScheme(name="W8A8", weights=_INT8, inputs=_INT8_TOKEN),
+    QuantizationScheme(name="W8A8_STATIC", weights=_INT8, inputs=_INT8_TENSOR),
+)
+_CACHES = (
+    QuantizationScheme(name="KV8", kv_cache=_INT8_TENSOR),
+    QuantizationScheme(name="KV_FP8", kv_cache=QuantizationArgs(format="fp8_e4m3", granularity="tensor")),
+)
+_BOTH = tuple(
+    layers.model_copy(update={"name": f"{layers.name}_{caches.name}", "kv_cache": caches.kv_cache})
+    for layers in _LAYERS
+    for caches in _CACHES
+    if layers.name in ("W4A16", "W8A16", "W8A8")
+)
+
+SCHEMES: dict[str, QuantizationScheme] = {scheme.name: scheme for scheme in (*_LAYERS, *_CACHES, *_BOTH) if scheme.name}
 
 _ALGORITHMS = {
     "W4A16": (["rtn"], ["gptq"]),
@@ -27,12 +35,21 @@ _ALGORITHMS = {
     "W8A16": (["rtn"], ["gptq"]),
     "W8A8": (["rtn"], ["gptq"], ["smoothquant", "rtn"], ["smoothquant", "gptq"]),
     "W8A8_STATIC": (["rtn"], ["gptq"], ["smoothquant", "rtn"], ["smoothquant", "gptq"]),
+    "KV8": (["kv_cache"],),
+    "KV_FP8": (["kv_cache"],),
+    "W4A16_KV8": (["gptq", "kv_cache"],),
+    "W4A16_KV_FP8": (["gptq", "kv_cache"],),
+    "W8A16_KV8": (["rtn", "kv_cache"],),
+    "W8A16_KV_FP8": (["rtn", "kv_cache"],),
+    "W8A8_KV8": (["smoothquant", "rtn", "kv_cache"],),
+    "W8A8_KV_FP8": (["smoothquant", "rtn", "kv_cache"],),
 }
 
 
 def _recipe_name(scheme: str, algorithms: list[str]) -> str:
-    # "w8a8-smoothquant" leaves the rounding to rtn unsaid, as the field does.
-    tail = algorithms if len(algorithms) == 1 else [a for a in algorithms if a != "rtn"]
+    # "w8a8-smoothquant" leaves the rounding to rtn unsaid, as the field does; who sees to the cache, the scheme says.
+    layers = [a for a in algorithms if a != "kv_cache"]
+    tail = layers if len(layers) == 1 else [a for a in layers if a != "rtn"]
     return "-".join([scheme.lower().replace("_", "-"), *tail])
 
 

@@ -1,24 +1,32 @@
-"""Applying a channel scale: into the producer's parameters, and out of the consumers'."""
+"""Applying a transform: into the producer's parameters, or online, and out of the consumers'."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import torch
 
-from gs_core import ChannelScale
+from gs_core import ChannelScale, FoldTransform
 from gs_core.arrays import astype
+from gs_core.interfaces import Transform
+from gs_core.numerics import slices
 
 if TYPE_CHECKING:
     from gs_hf.block import HFBlock
 
+Keep = Callable[[str], torch.Tensor]
+"""Gives a parameter to be changed in place, having put a copy aside."""
+Change = Callable[[torch.Tensor], torch.Tensor]
 
-def fold(block: "HFBlock", transform: ChannelScale) -> tuple[ChannelScale, Callable[[], None]]:
-    """Divide the producer's output channels, multiply the consumers' input features; see ``gs_core.Block.apply``.
+
+def apply(block: "HFBlock", transform: Transform) -> tuple[Transform, Callable[[], None]]:
+    """See ``gs_core.Block.apply``.
 
     A norm's weight is rounded to the dtype it is stored in first, and the scale that this leaves is the one the
     consumers get, so that nothing is lost when the norm is written.
     """
-    scale = transform.scale.to(block.model.device, torch.float32)
+    behind = [site for site in transform.sites if site in block.online]
+    if behind:
+        raise ValueError(f"{behind[0]} has a map that is computed at run time; what folds there must come before it")
     kept: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> torch.Tensor:
@@ -26,30 +34,85 @@ def fold(block: "HFBlock", transform: ChannelScale) -> tuple[ChannelScale, Calla
         kept.setdefault(name, value.clone())
         return value
 
-    before = set(block.changed)
-    if transform.fold.producer in block.norm_offsets:
-        scale = _fold_norm(block, transform.fold.producer, scale, keep)
-    else:
-        _fold_layer(block, transform.fold.producer, scale, keep)
-    effective = ChannelScale(transform.fold, scale)
-    expanded = effective.fold.expand(scale)
-    for site in transform.fold.sites:
-        for parameter, expert in block.model.found.keys_at[site]:
-            value = keep(parameter)
-            part = value if expert is None else value[expert]
-            part.mul_(expanded[:, None] if parameter in block.model.found.transposed else expanded)
-    block.changed |= set(kept)
+    changed, online = set(block.changed), block.online
 
     def undo() -> None:
         for name, value in kept.items():
             block.parameters[name].copy_(value)
         block.changed.clear()
-        block.changed.update(before)
+        block.changed.update(changed)
+        block.online = online
 
-    return effective, undo
+    try:
+        transform = _apply(block, transform, keep)
+    except ValueError:
+        undo()
+        raise
+    block.changed |= set(kept)
+    return transform, undo
 
 
-def _fold_norm(block: "HFBlock", norm: str, scale: torch.Tensor, keep: Callable[[str], torch.Tensor]) -> torch.Tensor:
+def _apply(block: "HFBlock", transform: Transform, keep: Keep) -> Transform:
+    if isinstance(transform, ChannelScale):
+        scale = transform.scale.to(block.model.device, torch.float32)
+        if transform.fold.producer in block.norm_offsets:
+            scale = _scale_norm(block, transform.fold.producer, scale, keep)
+        else:
+            _scale_layer(block, transform.fold.producer, scale, keep)
+        transform = ChannelScale(transform.fold, scale)
+        expanded = transform.fold.expand(scale)
+        feed(block, transform.sites, lambda weight: weight * expanded, keep)
+    elif isinstance(transform, FoldTransform):
+        fold, map = transform.fold, transform.map
+        if fold.producer in block.norm_offsets or fold.head % map.block:
+            raise ValueError(f"{fold.producer}: mixes channels in groups of {fold.head}, not of {map.block}")
+        weight, bias = outputs(block, fold.producer, keep)
+        weight.copy_(map.apply(weight.T).T)
+        if bias is not None:
+            bias.copy_(map.apply(bias))
+        feed(block, transform.sites, map.inverse_transpose.apply, keep)
+    else:
+        _check_alone(block, transform.site)
+        why = transform.map.objection(block.sites[transform.site].features)
+        if why:
+            raise ValueError(f"{transform.site}: {why}")
+        feed(block, transform.sites, transform.map.inverse_transpose.apply, keep)
+        block.online = {**block.online, transform.site: transform.map}
+    return transform
+
+
+def _check_alone(block: "HFBlock", site: str) -> None:
+    """An engine sends the input of layers through a map, not that of other modules which share it."""
+    layers = block.sites[site].layers
+    mine = {place.parameter for layer in layers for place in block.model.found.places[layer]}
+    others = [parameter for parameter, _ in block.model.found.keys_at[site] if parameter not in mine]
+    if others:
+        raise ValueError(f"{others[0]} shares the input and is no layer to be quantized")
+
+
+def feed(block: "HFBlock", sites: Iterable[str], change: Change, keep: Keep) -> None:
+    """Change the input features of every weight at these sites, a slice of rows at a time."""
+    for site in sites:
+        for parameter, expert in block.model.found.keys_at[site]:
+            value = keep(parameter)
+            part = value if expert is None else value[expert]
+            part = part.T if parameter in block.model.found.transposed else part
+            for rows, _ in slices(part):
+                part[rows].copy_(change(part[rows]))
+
+
+def outputs(block: "HFBlock", layer: str, keep: Keep) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The rows of a layer's weight and of its bias, where it has one, to be changed in place."""
+    (place,) = block.model.found.places[layer]
+    weight = place.of(keep(place.parameter))
+    bias = place.parameter.removesuffix("weight") + "bias"
+    if place.expert is not None or not place.parameter.endswith(".weight") or bias not in block.parameters:
+        return weight, None
+    part = keep(bias)
+    return weight, part if place.rows is None else part[place.start : place.start + len(weight)]
+
+
+def _scale_norm(block: "HFBlock", norm: str, scale: torch.Tensor, keep: Keep) -> torch.Tensor:
     offset, weight = block.norm_offsets[norm], keep(f"{norm}.weight")
     wanted = (weight + offset) / scale
     stored = astype(astype(wanted - offset, block.stored_dtype(f"{norm}.weight")), "float32")
@@ -61,10 +124,8 @@ def _fold_norm(block: "HFBlock", norm: str, scale: torch.Tensor, keep: Callable[
     return effective
 
 
-def _fold_layer(block: "HFBlock", layer: str, scale: torch.Tensor, keep: Callable[[str], torch.Tensor]) -> None:
-    (place,) = block.model.found.places[layer]
-    place.of(keep(place.parameter)).div_(scale[:, None])
-    bias = place.parameter.removesuffix("weight") + "bias"
-    if place.expert is None and place.parameter.endswith(".weight") and bias in block.parameters:
-        part = keep(bias)
-        (part if place.rows is None else part[place.start : place.start + len(scale)]).div_(scale)
+def _scale_layer(block: "HFBlock", layer: str, scale: torch.Tensor, keep: Keep) -> None:
+    weight, bias = outputs(block, layer, keep)
+    weight.div_(scale[:, None])
+    if bias is not None:
+        bias.div_(scale)

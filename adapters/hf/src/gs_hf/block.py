@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from gs_core import Block, ChannelScale, Fold, Layer, LayerInfo, Site
+from gs_core import Block, Fold, Layer, LayerInfo, Site
 from gs_core.arrays import RawTensor, astype, to_raw
-from gs_core.interfaces import Batch, OnSite
+from gs_core.interfaces import Batch, OnSite, Transform, through
 from gs_core.storage import Tensor
-from gs_hf.applying import fold
+from gs_hf.applying import apply
 from gs_hf.caches import OnCache, listening
 from gs_hf.folding import find_folds
-from gs_hf.naming import Place
+from gs_hf.naming import Place, layer_name
 from gs_hf.running import fast_dtype, take_up
 from gs_hf.watch import OnUse, Use, Watch, identity
 
@@ -74,13 +74,16 @@ class HFBlock(Block):
     # --- running ---------------------------------------------------------------------------------------------
 
     def run(
-        self, tokens: np.ndarray, previous: Mapping[str, RawTensor] | None, on_site: OnSite | None = None
+        self,
+        tokens: np.ndarray,
+        previous: Mapping[str, RawTensor] | None,
+        on_site: OnSite | None = None,
+        weights: Mapping[str, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
-        taken = take_up(previous, self.model.device)
-        if on_site is None:
-            return self.compute(tokens, taken)
-        listeners = self._listener(on_site), self._cache_listener(on_site)
-        return self.compute(tokens, taken, *listeners, torch.float32 if self.exact else self._dtype())
+        taken, on_site = take_up(previous, self.model.device), through(self.online, on_site)
+        on_use = self._listener(on_site, weights or {}) if on_site is not None or weights else None
+        on_cache = None if on_site is None else self._cache_listener(on_site)
+        return self.compute(tokens, taken, on_use, on_cache, weights is not None)
 
     def _dtype(self) -> torch.dtype:
         """That of the block's weights where products of it are faster than float32's, else float32."""
@@ -93,19 +96,19 @@ class HFBlock(Block):
         previous: dict[str, torch.Tensor] | None,
         on_use: OnUse | None = None,
         on_cache: OnCache | None = None,
-        dtype: torch.dtype = torch.float32,
+        gradient: bool = False,
     ) -> dict[str, torch.Tensor]:
         runner = self.model.runner
         assert runner is not None, "the block was opened without weights"
         if on_use is None:
-            return runner.block(self.index, tokens, previous)
+            return runner.block(self.index, tokens, previous, gradient=gradient)
         cache = None if on_cache is None else listening(self.model.module, on_cache)
-        with Watch(self.parameters, on_use, dtype):
-            return runner.block(self.index, tokens, previous, cache)
+        with Watch(self.parameters, on_use, torch.float32 if gradient or self.exact else self._dtype()):
+            return runner.block(self.index, tokens, previous, cache, gradient)
 
-    def _listener(self, on_site: OnSite) -> OnUse:
+    def _listener(self, on_site: OnSite | None, weights: Mapping[str, torch.Tensor]) -> OnUse:
         """Call ``on_site`` once for each tensor that arrives at a site, however many layers it feeds, and for each
-        that leaves a layer as a key."""
+        that leaves a layer as a key; multiply by the given weights."""
         makers = self.model.makers
         last: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -113,18 +116,32 @@ class HFBlock(Block):
             site = self.model.found.site_of.get((use.parameter, use.expert))
             if site is None or site not in self.sites:
                 return compute(x)
+            other = self._stand_in(use, weights)
+            if on_site is None:
+                return compute(x, other)
             seen = last.get(site)
             if seen is None or identity(seen[0]) != identity(x):
                 flat = x.reshape(-1, x.shape[-1])
                 replaced = on_site(site, flat)
                 seen = last[site] = (x, flat if replaced is None else replaced)
-            y = compute(seen[1].reshape(x.shape))
-            if use.parameter not in makers:
+            y = compute(seen[1].reshape(x.shape), other)
+            if on_site is None or use.parameter not in makers:
                 return y
             replaced = on_site(makers[use.parameter], y.reshape(-1, y.shape[-1]))
             return y if replaced is None else replaced.reshape(y.shape)
 
         return on_use
+
+    def _stand_in(self, use: Use, weights: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        """The matrix of a product with the given weights in it; None when none of them is."""
+        places = [p for p in self.model.naming.by_parameter[use.parameter] if p.expert == use.expert]
+        if not any(layer_name(place) in weights for place in places):
+            return None
+        pieces = [
+            place.of_source(weights[name]) if (name := layer_name(place)) in weights else self.piece(place)
+            for place in sorted(places, key=lambda place: place.start)
+        ]
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
     def _cache_listener(self, on_site: OnSite) -> OnCache | None:
         """Call ``on_site`` for the keys and values of every attention module."""
@@ -135,9 +152,7 @@ class HFBlock(Block):
         def answer(x: torch.Tensor, site: Site) -> torch.Tensor:
             by_token = x.transpose(1, 2)
             replaced = on_site(site.name, by_token.reshape(-1, site.features))
-            if replaced is None:
-                return x
-            return torch.empty_like(x).copy_(replaced.reshape(by_token.shape).transpose(1, 2))
+            return x if replaced is None else replaced.reshape(by_token.shape).transpose(1, 2)
 
         def on_cache(key: torch.Tensor, value: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor]:
             if index not in sites:
@@ -151,8 +166,8 @@ class HFBlock(Block):
     def folds(self) -> Sequence[Fold]:
         return () if self._probe is None else find_folds(self, self._probe)
 
-    def apply(self, transform: ChannelScale) -> tuple[ChannelScale, Callable[[], None]]:
-        return fold(self, transform)
+    def apply(self, transform: Transform) -> tuple[Transform, Callable[[], None]]:
+        return apply(self, transform)
 
     def stored_dtype(self, parameter: str) -> str:
         return self.model.checkpoint[self.model.naming.by_parameter[parameter][0].source].dtype

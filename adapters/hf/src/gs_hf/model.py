@@ -30,6 +30,8 @@ LOGIT_BYTES = 256 * 2**20
 class HFModel(Model):
     """See ``gs_core.Model``. The module's parameters are on the meta device but for the block being worked on."""
 
+    differentiates = True
+
     def __init__(
         self,
         module: torch.nn.Module,

@@ -30,6 +30,10 @@ class Place:
         part = parameter if self.expert is None else parameter[self.expert]
         return part if self.rows is None else part[self.start : self.start + self.rows]
 
+    def of_source(self, source: Any) -> Any:
+        """The rows of the checkpoint tensor (or of one like it)."""
+        return source if self.rows is None else source[self.source_start : self.source_start + self.rows]
+
 
 @dataclass
 class Naming:

@@ -1,10 +1,11 @@
-"""Running a block on a few tokens with some tensors rescaled, to see what follows what."""
+"""Running a block on a few tokens with some tensors changed, to see what follows what."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
+from gs_core import LinearMap
 from gs_core.interfaces import Batch
 from gs_core.probing import Prober, Seen
 from gs_hf.running import take_up
@@ -22,10 +23,10 @@ class HFProber(Prober):
         super().__init__(batch)
 
     def run(
-        self, scaled: tuple[str, torch.Tensor] | None = None, restore: Mapping[str, torch.Tensor] | None = None
+        self, changed: tuple[str, LinearMap, int] | None = None, restore: Mapping[str, LinearMap] | None = None
     ) -> Seen:
         found, at, restore = self.block.model.found, dict[str, torch.Tensor](), restore or {}
-        name, scale = scaled or ("", None)
+        name, map, channels = changed or ("", LinearMap(), 0)
         place = found.places[name][0] if name in found.places else None
 
         def on_use(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
@@ -33,21 +34,20 @@ class HFProber(Prober):
             if site is not None:
                 at.setdefault(site, x.reshape(-1, x.shape[-1]).clone())
                 if site in restore:
-                    x = x / restore[site]
+                    x = restore[site].undo(x)
             y = compute(x)
             if place is not None and (use.parameter, use.expert) == (place.parameter, place.expert):
-                assert scale is not None
                 y = y.clone()
-                y[..., place.start : place.start + len(scale)] *= scale
+                rows = y[..., place.start : place.start + channels]
+                rows.copy_(map.apply(rows))
             return y
 
-        def rescale(module: torch.nn.Module, given: tuple, out: object) -> torch.Tensor | None:
-            assert scale is not None
-            return out * scale if isinstance(out, torch.Tensor) and out.shape[-1] == len(scale) else None
+        def change(module: torch.nn.Module, given: tuple, out: object) -> torch.Tensor | None:
+            return map.apply(out) if isinstance(out, torch.Tensor) and out.shape[-1] == channels else None
 
         handle = None
-        if scaled is not None and place is None:
-            handle = self.block.model.module.get_submodule(name).register_forward_hook(rescale)
+        if name and place is None:
+            handle = self.block.model.module.get_submodule(name).register_forward_hook(change)
         try:
             tokens, previous = self.batch
             outputs = self.block.compute(tokens, take_up(previous, self.block.model.device), on_use)

@@ -34,15 +34,16 @@ class Runner:
         self.blocks = [module.get_submodule(name) for name in blocks]
         self.whole = blocks == [""]
 
-    @torch.no_grad()
-    def block(self, index: int, tokens: np.ndarray, previous: Outputs | None, cache: Any = None) -> Outputs:
+    def block(
+        self, index: int, tokens: np.ndarray, previous: Outputs | None, cache: Any = None, gradient: bool = False
+    ) -> Outputs:
         """What block ``index`` returns; see ``gs_core.Block.run``. ``cache``: a transformers cache to run with."""
-        if self.whole:
-            return {"hidden": _first_tensor(self._forward(tokens, cache))}
-        answer = unflatten(previous) if previous is not None else None
-        return flatten(self.returns_at(index, tokens, [answer] * index, cache))
+        with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
+            if self.whole:
+                return {"hidden": _first_tensor(self._forward(tokens, cache))}
+            answer = unflatten(previous) if previous is not None else None
+            return flatten(self.returns_at(index, tokens, [answer] * index, cache))
 
-    @torch.no_grad()
     def returns_at(self, index: int, tokens: np.ndarray, answers: Sequence[Any], cache: Any = None) -> Any:
         """What block ``index`` returns when the blocks before it return ``answers``."""
 

@@ -28,8 +28,9 @@ class Use:
 
 
 PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm, torch.Tensor.mm, torch.bmm)
-OnUse = Callable[[Use, torch.Tensor, Callable[[torch.Tensor], torch.Tensor], torch.Tensor], torch.Tensor]
-"""``(use, x, compute, weight)`` to the product; ``compute(x)`` is what would have happened."""
+OnUse = Callable[[Use, torch.Tensor, Callable[..., torch.Tensor], torch.Tensor], torch.Tensor]
+"""``(use, x, compute, weight)`` to the product; ``compute(x)`` is what would have happened, ``compute(x, other)`` the
+same with another ``(out, in)`` matrix."""
 
 
 class Watch(TorchFunctionMode):
@@ -58,8 +59,9 @@ class Watch(TorchFunctionMode):
             int(weight.shape[0 if as_linear else -1]),
         )
 
-        def compute(y: torch.Tensor) -> torch.Tensor:
-            again, others = rebuild(y)
+        def compute(y: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+            operand = weight if other is None else other if as_linear else other.T
+            again, others = rebuild(y, operand)
             if self._dtype == y.dtype:
                 return func(*again, **others)
             again = tuple(_cast(operand, self._dtype) for operand in again)
@@ -96,15 +98,15 @@ def _product(func: Any, args: tuple, kwargs: dict) -> tuple[torch.Tensor, torch.
         x, weight = args[0] if args else kwargs["input"], args[1] if len(args) > 1 else kwargs["weight"]
         rest = args[2:]
         others = {k: v for k, v in kwargs.items() if k not in ("input", "weight")}
-        return x, weight, True, lambda y: ((y, weight, *rest), others)
+        return x, weight, True, lambda y, w: ((y, w, *rest), others)
     if func in PRODUCTS:
         if len(args) != 2 or not all(isinstance(a, torch.Tensor) for a in args) or args[1].ndim < 2:
             return None
         x, weight = args
-        return x, weight, False, lambda y: ((y, weight), kwargs)
+        return x, weight, False, lambda y, w: ((y, w), kwargs)
     if func in (torch.addmm, torch.Tensor.addmm) and len(args) == 3 and not kwargs:
         bias, x, weight = args
-        return x, weight, False, lambda y: ((bias, y, weight), {})
+        return x, weight, False, lambda y, w: ((bias, y, w), {})
     return None
 
 

@@ -68,8 +68,7 @@ class Weights:
 
     def read(self, place: Place) -> torch.Tensor:
         """The piece of the checkpoint that belongs to a place, as stored."""
-        source = to_torch(self.checkpoint[place.source].read())
-        return source if place.rows is None else source[place.source_start : place.source_start + place.rows]
+        return place.of_source(to_torch(self.checkpoint[place.source].read()))
 
     def _put(self, name: str, value: torch.Tensor) -> None:
         path, _, leaf = name.rpartition(".")

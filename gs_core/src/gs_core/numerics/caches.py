@@ -9,17 +9,19 @@ from gs_schemas import QuantizationArgs
 
 
 def cache_params(
-    low: Array, high: Array, sample: Array, heads: int, args: QuantizationArgs, dtype: str
+    low: Array, high: Array, sample: Array | None, heads: int, args: QuantizationArgs, dtype: str
 ) -> tuple[Array, Array | None]:
     """Scale and zero point of a static cache by ``args.observer``: one element, or one per head or channel.
 
     low, high: the range of each channel, ``(features,)``. sample: some of what is cached, ``(tokens, features)``, in
-    which ``mse`` looks for the fraction of the full range that suits best. The scale is in ``dtype``.
+    which ``mse``, and nothing else, looks for the fraction of the full range that suits best. The scale is in
+    ``dtype``.
     """
     xp = namespace(low)
     shape = _parts(int(low.shape[0]), heads, args)
     low, high = xp.min(xp.reshape(low, shape), axis=1), xp.max(xp.reshape(high, shape), axis=1)
     if args.observer == "mse":
+        assert sample is not None
         values = xp.reshape(xp.permute_dims(sample, (1, 0)), (shape[0], -1))
         ends = xp.stack([low, high], axis=1)
         values = xp.expand_dims(xp.concat([values, ends], axis=1), axis=1)

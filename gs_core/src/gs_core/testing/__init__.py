@@ -10,7 +10,8 @@ A test file of a plugin is five lines::
         def algorithm(self):
             return "halfway"
 
-and likewise ``AdapterSuite``, ``FormatSuite`` and ``KernelSuite``. Gaps that a plugin knows of are declared, with
+and likewise ``AdapterSuite``, ``FormatSuite`` and ``KernelSuite``, and ``CacheSuite`` for an algorithm that treats
+KV caches. Gaps that a plugin knows of are declared, with
 reasons: ``known_gaps = {"test_rows_of_zeros_stay_zeros": "issue 12"}``. Needs the extra ``testing`` (pytest).
 
 Without an installed framework, ``quantize(write_toy(folder), ..., adapter=ToyAdapter())`` runs the whole line.
@@ -19,11 +20,12 @@ Without an installed framework, ``quantize(write_toy(folder), ..., adapter=ToyAd
 import pytest
 
 # Before they are imported: a failing assertion shows its values only in modules that pytest rewrote.
-SUITES = ("adapter", "algorithm", "format", "kernel", "model")
+SUITES = ("adapter", "algorithm", "cache", "format", "kernel", "model")
 pytest.register_assert_rewrite(*(f"{__name__}.{suite}" for suite in SUITES))
 
 from gs_core.testing.adapter import AdapterSuite  # noqa: E402
 from gs_core.testing.algorithm import AlgorithmSuite  # noqa: E402
+from gs_core.testing.cache import CacheSuite  # noqa: E402
 from gs_core.testing.distributions import write_distribution  # noqa: E402
 from gs_core.testing.format import FormatSuite  # noqa: E402
 from gs_core.testing.kernel import KernelSuite  # noqa: E402
@@ -34,6 +36,7 @@ from gs_core.testing.toy_files import write_toy  # noqa: E402
 __all__ = [
     "AdapterSuite",
     "AlgorithmSuite",
+    "CacheSuite",
     "FormatSuite",
     "KernelSuite",
     "LiveModelSuite",

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,7 +28,7 @@ from gs_core.testing.suite import (
 )
 from gs_core.testing.toy import ToyAdapter, ToyBlock
 from gs_core.testing.toy_files import write_toy
-from gs_core.testing.treatment import deaf, rounded, treat
+from gs_core.testing.treatment import rounded, run_deaf, treat
 from gs_core.watching import channel_error
 from gs_schemas import QuantizationScheme, SchemaError, Strict, validate
 
@@ -222,8 +223,7 @@ class AlgorithmSuite(Suite):
     ) -> None:
         for scheme in usual:
             block = new_block()
-            run, site = block.run, f"{block.name}.{layer}.input"
-            monkeypatch.setattr(block, "run", lambda t, p, on, run=run, site=site: run(t, p, deaf(on, site)))
+            monkeypatch.setattr(block, "run", partial(run_deaf, block.run, f"{block.name}.{layer}.input"))
             tensors = treat(tested, block, scheme, self.batches).tensors
             assert all(np.isfinite(rounded(tensor)).all() for tensor in tensors.values())
 

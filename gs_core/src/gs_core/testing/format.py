@@ -1,6 +1,7 @@
 """What every checkpoint format owes the line."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,12 +12,13 @@ import pytest
 from gs_core import numerics
 from gs_core.arrays import RawTensor, astype, from_raw, to_raw
 from gs_core.errors import CheckpointError
-from gs_core.interfaces import Finished, LayerInfo, LayerNumbers, Output, StaticInput
+from gs_core.interfaces import CacheInfo, CacheNumbers, Finished, LayerInfo, LayerNumbers, Output, StaticInput
 from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Stages, check_hooks, implements
 from gs_core.storage import Checkpoint, read_header
+from gs_core.testing.cache import HEADS, SIZE, cache_info, each_cache
 from gs_core.testing.suite import SCHEMES, Suite, each_scheme, plugin, sentence
-from gs_schemas import QuantizationScheme
+from gs_schemas import QuantizationArgs, QuantizationScheme
 
 SHAPES = {"blocks.0.q": (64, 96), "blocks.1.down": (96, 64)}
 NAME = "tested"
@@ -72,8 +74,16 @@ class FormatSuite(Suite):
     def claimed(self, tested: Any) -> list[QuantizationScheme]:
         return [scheme for scheme in SCHEMES.values() if self.claims(tested, dict.fromkeys(SHAPES, scheme))]
 
-    def write(self, tested: Any, schemes: dict[str, QuantizationScheme], folder: Path, dtype: str = "") -> Written:
+    def write(
+        self,
+        tested: Any,
+        schemes: dict[str, QuantizationScheme],
+        folder: Path,
+        dtype: str = "",
+        caches: Mapping[CacheInfo, CacheNumbers] | None = None,
+    ) -> Written:
         """What the pipeline does with a format."""
+        caches = caches or {}
         folder.mkdir()
         stages, random = Stages({NAME: tested}), np.random.default_rng(0)
         written = Written(folder / "out", {}, {}, {}, [])
@@ -91,6 +101,8 @@ class FormatSuite(Suite):
             parts[-1].append((f"{name}_norm.weight", norm))
             written.tensors[name], written.inputs[name] = tensor, inputs
             written.floats[f"{name}_norm.weight"] = norm
+        for part, (cache, found) in zip(parts, caches.items(), strict=False):
+            part += tested.pack_cache(cache, found).items()
         head = to_raw(astype(random.standard_normal((8, 3)).astype(np.float32), self.dtype))
         written.floats["lm_head.weight"] = head
         parts.append([("lm_head.weight", head)])
@@ -103,7 +115,8 @@ class FormatSuite(Suite):
         }
         tokenizer = folder / "tokenizer.json"
         tokenizer.write_text("{}")
-        final = Finished({"model_type": "toy"}, schemes, ["lm_head"], [tokenizer], shards, {})
+        quantized = {cache: found.args for cache, found in caches.items()}
+        final = Finished({"model_type": "toy"}, schemes, ["lm_head"], [tokenizer], shards, {}, quantized)
         written.files += stages.export(NAME, Output(written.folder, len(parts), len(parts), final=final))
         return written
 
@@ -156,6 +169,32 @@ class FormatSuite(Suite):
         for layer in numbers.values():
             assert essence(layer.scheme) == essence(scheme)
 
+    @each_cache
+    def test_every_claimed_cache_comes_back(
+        self, tested: Any, claimed: list[QuantizationScheme], args: QuantizationArgs, tmp_path: Path
+    ) -> None:
+        infos = [cache_info(f"blocks.{block}.self_attn", self.dtype, ("key", "value")) for block in range(2)]
+        refusals = {tested.unsupported_cache(info, args) for info in infos}
+        assert all(refusal is None or sentence(refusal) for refusal in refusals), "a refusal says why"
+        if any(refusals):
+            return
+        caches = {info: CacheNumbers(args, static_cache(info, args, self.dtype)) for info in infos}
+        written = self.write(tested, dict.fromkeys(SHAPES, claimed[0]), tmp_path / "model", caches=caches)
+        self.check(tested, written)
+        found = tested.read_caches(Checkpoint(written.folder), written.config, infos)
+        assert list(found) == [info.name for info in infos]
+        for info, wanted in caches.items():
+            got = found[info.name]
+            fields = ("format", "granularity", "group_size", "symmetric", "dynamic")
+            assert [getattr(got.args, f) for f in fields] == [getattr(args, f) for f in fields]
+            assert list(got.static) == list(wanted.static)
+            for kind, static in wanted.static.items():
+                read = got.static[kind]
+                assert (read is None) == (static is None)
+                if read is not None and static is not None:
+                    assert np.array_equal(astype(read.scale, "float32"), astype(static.scale, "float32"))
+                    assert str(read.zero_point) == str(static.zero_point)
+
     @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
     def test_scales_of_every_dtype(
         self, tested: Any, claimed: list[QuantizationScheme], dtype: str, tmp_path: Path
@@ -201,6 +240,21 @@ def static_input(scheme: QuantizationScheme, dtype: str) -> StaticInput | None:
         return None
     zero_point = None if scheme.inputs.symmetric else np.array([-3.0], np.float32)
     return StaticInput(astype(np.array([0.037], np.float32), dtype), zero_point)
+
+
+def static_cache(info: CacheInfo, args: QuantizationArgs, dtype: str) -> dict[Any, StaticInput | None]:
+    """Other parameters for each kind of site; none for a dynamic cache."""
+    if args.dynamic:
+        return {site.kind: None for site in info.sites}
+    elements = {"tensor": 1, "head": HEADS, "channel": HEADS * SIZE}[args.granularity]
+    random = np.random.default_rng(list(info.name.encode()))
+    return {
+        site.kind: StaticInput(
+            astype(random.uniform(0.01, 0.1, elements).astype(np.float32), dtype),
+            None if args.symmetric else random.integers(-9, 9, elements).astype(np.float32),
+        )
+        for site in info.sites
+    }
 
 
 def essence(scheme: QuantizationScheme) -> list[Any]:

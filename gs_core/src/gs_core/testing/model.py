@@ -1,13 +1,24 @@
 """What every model that an adapter opened owes the line."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from gs_core.arrays import FLOAT_DTYPES, Array, device, namespace
-from gs_core.interfaces import Adapter, Batch, Block, ChannelScale, Fold, Model
+from gs_core.interfaces import (
+    Adapter,
+    Batch,
+    Block,
+    ChannelScale,
+    Fold,
+    FoldTransform,
+    Model,
+    SiteTransform,
+    Transform,
+)
+from gs_core.linear_map import LinearMap
 from gs_core.proving import PROOF_TOLERANCE
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor
 from gs_core.testing.suite import Suite, after, forward, numpy, sentence
@@ -174,6 +185,30 @@ class LiveModelSuite(Suite):
             for name, weight in kept.items():
                 block.layers[name].set_weight(weight)
 
+    def test_given_weights_take_the_place_of_the_layers_own(self, block: Block, batch: Batch) -> None:
+        before, random = forward(block, batch), np.random.default_rng(0)
+        assert np.array_equal(numpy(block.run(*batch, weights={})["hidden"]), before)
+        changed = {}
+        for name, layer in block.layers.items():
+            weight = layer.weight()
+            factors = random.uniform(0.5, 1.5, weight.shape).astype(np.float32)
+            changed[name] = weight * namespace(weight).asarray(factors, device=device(weight))
+        given = numpy(block.run(*batch, weights=changed)["hidden"])
+        assert np.array_equal(forward(block, batch), before), "for one run"
+        for name, weight in changed.items():
+            block.layers[name].set_weight(weight)
+        assert channel_error(forward(block, batch), given) < self.tolerance
+
+    def test_autograd_follows_a_run_with_given_weights(self, model: Model, block: Block, batch: Batch) -> None:
+        if not model.differentiates:
+            pytest.skip("its blocks cannot be differentiated")
+        weights = {name: layer.weight().requires_grad_() for name, layer in block.layers.items()}
+        factors = {name: namespace(next(iter(weights.values()))).ones(()).requires_grad_() for name in block.sites}
+        block.run(*batch, lambda name, x: x * factors[name], weights)["hidden"].square().sum().backward()
+        assert all(weight.grad is not None and bool((weight.grad != 0).any()) for weight in weights.values())
+        assert all(factor.grad is not None and bool(factor.grad != 0) for factor in factors.values())
+        assert not block.run(*batch)["hidden"].requires_grad
+
     def test_losses_are_those_of_the_next_token(self, model: Model, tokens: np.ndarray) -> None:
         losses = self.losses(model, tokens)
         assert losses.dtype == np.float64
@@ -199,6 +234,7 @@ class LiveModelSuite(Suite):
         for fold in block.folds():
             transform = random_scale(fold, block)
             applied, undo = block.apply(transform)
+            assert isinstance(applied, ChannelScale)
             assert np.allclose(numpy(applied.scale), numpy(transform.scale), rtol=2**-7), "but for a norm's rounding"
             assert channel_error(before, forward(block, batch)) <= PROOF_TOLERANCE, fold.producer
             scale = numpy(fold.expand(applied.scale))
@@ -206,6 +242,27 @@ class LiveModelSuite(Suite):
                 wanted = inputs[name] / scale if name in fold.sites else inputs[name]
                 assert channel_error(wanted, x) <= PROOF_TOLERANCE, f"{fold.producer} at {name}"
             undo()
+
+    def test_maps_keep_the_function(self, block: Block, batch: Batch) -> None:
+        """Where channels may be mixed, and at every site that takes a map to be computed at run time."""
+        before, inputs = forward(block, batch), self.inputs(block, batch)
+        for transform in random_maps(block):
+            undo = tried(block, transform)
+            if undo is None:
+                continue
+            assert channel_error(before, forward(block, batch)) <= PROOF_TOLERANCE, transform.where
+            for name, x in self.inputs(block, batch).items():
+                wanted = transform.map.apply(inputs[name]) if name in transform.sites else inputs[name]
+                assert channel_error(wanted, x) <= PROOF_TOLERANCE, f"{transform.where} at {name}"
+            undo()
+
+    def test_nothing_folds_behind_a_map(self, block: Block) -> None:
+        sites = {site for fold in block.folds() for site in fold.sites}
+        for transform in random_maps(block):
+            if isinstance(transform, SiteTransform) and transform.site in sites and tried(block, transform):
+                fold = next(fold for fold in block.folds() if transform.site in fold.sites)
+                with pytest.raises(ValueError, match="run time"):
+                    block.apply(random_scale(fold, block))
 
     def inputs(self, block: Block, batch: Batch) -> dict[str, np.ndarray]:
         """The activation at each site but those of caches, which may lie between a fold's producer and its sites."""
@@ -223,6 +280,11 @@ class LiveModelSuite(Suite):
         for fold in folds:
             block.apply(random_scale(fold, block))[1]()
             assert state() == before, fold.producer
+        for transform in random_maps(block):
+            undo = tried(block, transform)
+            if undo is not None:
+                undo()
+            assert state() == before, transform.where
         undos = [block.apply(random_scale(fold, block))[1] for fold in folds]
         for undo in reversed(undos):
             undo()
@@ -264,6 +326,32 @@ def random_scale(fold: Fold, block: Block) -> ChannelScale:
     weight = next(iter(block.layers.values())).weight()
     scale = 2 ** np.random.default_rng(0).uniform(-2, 2, fold.channels)
     return ChannelScale(fold, namespace(weight).asarray(scale.astype(np.float32), device=device(weight)))
+
+
+def random_maps(block: Block) -> list[FoldTransform | SiteTransform]:
+    """A mixing of every fold's heads, and a scaled Kronecker pair for every site of layers."""
+    random = np.random.default_rng(0)
+
+    def factor(size: int) -> np.ndarray:
+        return (np.linalg.qr(random.standard_normal((size, size)))[0] * random.uniform(0.5, 2, size)).astype(np.float32)
+
+    mixing = [FoldTransform(fold, LinearMap((factor(fold.head),))) for fold in block.folds() if fold.head > 1]
+    found: list[FoldTransform | SiteTransform] = [*mixing]
+    for site in (site for site in block.sites.values() if site.layers):
+        left = next(size for size in range(int(site.features**0.5), 0, -1) if site.features % size == 0)
+        scale = (2 ** random.uniform(-1, 1, site.features)).astype(np.float32)
+        pair = LinearMap((factor(left), factor(site.features // left)), scale)
+        found.append(SiteTransform(site.name, pair))
+    return found
+
+
+def tried(block: Block, transform: Transform) -> Callable[[], None] | None:
+    """What takes it back, or None where the block says that it cannot take it."""
+    try:
+        return block.apply(transform)[1]
+    except ValueError as refusal:
+        assert sentence(str(refusal))
+        return None
 
 
 def contents(tensor: Tensor) -> tuple[str, tuple[int, ...], bytes]:

@@ -9,7 +9,7 @@ import numpy as np
 from gs_core import numerics
 from gs_core.arrays import Array, RawTensor, from_raw, namespace, to_raw
 from gs_core.errors import CheckpointError
-from gs_core.hookspecs import hookimpl
+from gs_core.hookspecs import Record, hookimpl
 from gs_core.interfaces import (
     Accumulator,
     Algorithm,
@@ -18,13 +18,17 @@ from gs_core.interfaces import (
     CacheNumbers,
     ChannelScale,
     CheckpointFormat,
+    Data,
     Fold,
     Layer,
     LayerNumbers,
+    Needs,
     Output,
     Site,
+    SiteKind,
     StaticInput,
 )
+from gs_core.linear_map import LinearMap
 from gs_core.quantized import QuantizedTensor
 from gs_core.storage import INDEX, Checkpoint, DerivedTensor, copy_file, write_json, write_safetensors
 from gs_schemas import QuantizationArgs, QuantizationScheme
@@ -70,16 +74,97 @@ class Levelling(Algorithm):
         return xp.sqrt(xp.where(largest > 0, largest, xp.ones_like(largest)))
 
 
+class Widest(Accumulator):
+    """One scale for the largest magnitude of what is cached."""
+
+    def __init__(self, site: Site, args: QuantizationArgs):
+        self.maxima, self.site, self.args = Maxima(), site, args
+
+    def update(self, x: Array) -> None:
+        self.maxima.update(x)
+
+    def result(self) -> StaticInput:
+        largest, dtype = self.maxima.result(), numerics.scale_dtype(self.args, self.site.dtype)
+        return StaticInput(*numerics.cache_params(-largest, largest, None, self.site.heads, self.args, dtype))
+
+
+class Caching(Algorithm):
+    """Keys and values under the widest scale."""
+
+    @property
+    def kinds(self) -> tuple[SiteKind, ...]:
+        return ("key", "value")
+
+    def unsupported_cache(self, cache: CacheInfo, args: QuantizationArgs) -> str | None:
+        return None if args.symmetric and args.observer == "minmax" else "it knows magnitudes alone"
+
+    @hookimpl
+    def observe(self, site: Site, scheme: QuantizationScheme) -> Accumulator | None:
+        args = scheme.kv_cache
+        return Widest(site, args) if args is not None and not args.dynamic else None
+
+
+class Means(Accumulator):
+    """Mean of what arrives, and of what would if no block before were quantized, ``(2, features)``."""
+
+    paired = True
+
+    def __init__(self) -> None:
+        self._sums: list[Array] = []
+
+    def update(self, x: Array) -> None:
+        raise AssertionError("it takes pairs")
+
+    def update_pair(self, x: Array, unquantized: Array | None) -> None:
+        xp = namespace(x)
+        both = [xp.mean(x, axis=0), xp.mean(x if unquantized is None else unquantized, axis=0)]
+        self._sums.append(xp.stack(both))
+
+    def result(self) -> Array:
+        return sum(self._sums[1:], self._sums[0]) / len(self._sums)
+
+
+class Centring(Algorithm):
+    """Rounds, and reports how far the quantized blocks before have moved each site and the block's output."""
+
+    def needs(self, scheme: QuantizationScheme) -> Needs:
+        return Needs(data=True, float_stream=True)
+
+    @hookimpl
+    def observe(self) -> Accumulator:
+        return Means()
+
+    @hookimpl
+    def quantize(
+        self, block: Block, layers: Sequence[Layer], observed: Mapping[str, Any], data: Data, record: Record
+    ) -> dict[str, QuantizedTensor]:
+        moved = {}
+        for site, means in observed.items():
+            xp = namespace(means)
+            moved[site] = float(xp.max(xp.abs(means[0, ...] - means[1, ...])))
+        errors = []
+        for batch, target in zip(data.batches, data.targets, strict=True):
+            got, wanted = from_raw(to_raw(block.run(*batch)["hidden"])), from_raw(target["hidden"])
+            errors.append(float(abs(got - wanted).max()))
+        record(moved=moved, errors=errors)
+        return {layer.name: numerics.quantize_weight(layer.weight(), layer.args, layer.dtype) for layer in layers}
+
+
 class Plain(CheckpointFormat):
     """Codes, scales and zero points as they are; the scheme of every layer in ``config.json``."""
 
     quant_method = "plain"
+    holds_online = frozenset({"scale", "rotation", "kronecker"})
 
     @hookimpl
-    def pack(self, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str) -> dict[str, Array]:
+    def pack(
+        self, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str, online: LinearMap | None
+    ) -> dict[str, Array]:
         arrays = {"codes": tensor.codes, "scale": tensor.scale, "zero_point": tensor.zero_point}
         if inputs is not None:
             arrays |= {"input_scale": inputs.scale, "input_zero_point": inputs.zero_point}
+        if online is not None:
+            arrays |= {f"online_{name}": array for name, array in online.arrays().items()}
         return {name: array for name, array in arrays.items() if array is not None}
 
     @hookimpl
@@ -92,12 +177,16 @@ class Plain(CheckpointFormat):
         weight_map = {tensor: file for file, tensors in final.shards.items() for tensor in tensors}
         write_json(output.folder / INDEX, {"metadata": {}, "weight_map": weight_map})
         schemes = {layer: json.loads(scheme.model_dump_json()) for layer, scheme in final.schemes.items()}
-        caches = {name: json.loads(args.model_dump_json()) for name, args in final.caches.items()}
+        caches = {
+            cache.name: [[site.kind for site in cache.sites], json.loads(args.model_dump_json())]
+            for cache, args in final.caches.items()
+        }
         quantization = {
             "quant_method": self.quant_method,
             "layers": schemes,
             "kept": list(final.kept),
             "caches": caches,
+            "online": dict(final.online),
         }
         write_json(output.folder / "config.json", final.config | {"quantization_config": quantization})
         for file in final.files:
@@ -111,7 +200,11 @@ class Plain(CheckpointFormat):
         schemes = {layer: QuantizationScheme.model_validate(scheme) for layer, scheme in layers.items()}
         packed = [name for name in checkpoint.tensors if name.rpartition(".")[0] in schemes or ".cached_" in name]
         weights = {f"{layer}.weight": _weight(checkpoint, layer, scheme) for layer, scheme in schemes.items()}
-        numbers = {layer: LayerNumbers(scheme, _inputs(checkpoint, layer)) for layer, scheme in schemes.items()}
+        online = {n: _online(checkpoint, n, d) for n, d in config["quantization_config"].get("online", {}).items()}
+        numbers = {
+            layer: LayerNumbers(scheme, _inputs(checkpoint, layer), online.get(layer))
+            for layer, scheme in schemes.items()
+        }
         return checkpoint.replacing(packed, weights), numbers
 
     def unsupported_cache(self, cache: CacheInfo, args: QuantizationArgs) -> str | None:
@@ -129,14 +222,12 @@ class Plain(CheckpointFormat):
     def read_caches(
         self, checkpoint: Checkpoint, config: Mapping[str, Any], infos: Sequence[CacheInfo]
     ) -> dict[str, CacheNumbers]:
-        found = config["quantization_config"].get("caches", {})
         return {
-            cache.name: CacheNumbers(
-                QuantizationArgs.model_validate(found[cache.name]),
-                {s.kind: _static(checkpoint, f"{cache.name}.cached_{s.kind}.") for s in cache.sites},
+            name: CacheNumbers(
+                QuantizationArgs.model_validate(args),
+                {kind: _static(checkpoint, f"{name}.cached_{kind}.") for kind in kinds},
             )
-            for cache in infos
-            if cache.name in found
+            for name, (kinds, args) in config["quantization_config"].get("caches", {}).items()
         }
 
 
@@ -159,6 +250,12 @@ def _inputs(checkpoint: Checkpoint, layer: str) -> StaticInput | None:
 def _static(checkpoint: Checkpoint, prefix: str) -> StaticInput | None:
     scale, zero_point = (_array(checkpoint, f"{prefix}{part}") for part in ("scale", "zero_point"))
     return None if scale is None else StaticInput(scale, zero_point)
+
+
+def _online(checkpoint: Checkpoint, layer: str, description: Mapping[str, Any]) -> LinearMap:
+    prefix = f"{layer}.online_"
+    names = [name for name in checkpoint.tensors if name.startswith(prefix)]
+    return LinearMap.restore(description, {n.removeprefix(prefix): from_raw(checkpoint[n].read()) for n in names})
 
 
 def _array(checkpoint: Checkpoint, name: str) -> np.ndarray | None:

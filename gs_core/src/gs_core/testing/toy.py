@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gs_core.arrays import Array, RawTensor, astype, from_raw, to_raw
+from gs_core.arrays import Array, RawTensor, astype, from_raw, namespace, to_raw
 from gs_core.errors import CheckpointError, PlanError
 from gs_core.interfaces import (
     Adapter,
@@ -27,11 +27,14 @@ from gs_core.interfaces import (
     CacheInfo,
     ChannelScale,
     Fold,
+    FoldTransform,
     Layer,
     LayerInfo,
     Model,
     OnSite,
     Site,
+    Transform,
+    through,
 )
 from gs_core.storage import Checkpoint, Tensor
 from gs_core.testing.toy_files import CONFIG, MODEL_TYPE, ToyConfig, read_config
@@ -70,6 +73,7 @@ class ToyModel(Model):
         self.name = folder.name
         self.shape = ToyConfig.from_dict(read_config(folder))
         self.kept = {"lm_head": "outside the decoder blocks"}
+        self.differentiates = hasattr(asarray(np.zeros(1, np.float32)), "requires_grad")
         self.layers = [
             self._info(index, f"{block}.{layer}", f"{block}.{first}.input")
             for index, block in enumerate(self.blocks)
@@ -175,26 +179,38 @@ class ToyBlock(Block):
     # --- running ---------------------------------------------------------------------------------------------
 
     def run(
-        self, tokens: np.ndarray, previous: Mapping[str, RawTensor] | None, on_site: OnSite | None = None
+        self,
+        tokens: np.ndarray,
+        previous: Mapping[str, RawTensor] | None,
+        on_site: OnSite | None = None,
+        weights: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
-        x = self.model.read("embed.weight")[tokens] if previous is None else from_raw(previous["hidden"])
+        """Everything is computed in the library of ``asarray``: with torch's, autograd follows."""
+        asarray, given = self.model.asarray, weights or {}
+        x = asarray(self.model.read("embed.weight")[tokens] if previous is None else from_raw(previous["hidden"]))
+        xp = namespace(x)
 
-        def arrives(at: str, activation: np.ndarray) -> np.ndarray:
-            if on_site is None:
+        def norm(name: str, activation: Array) -> Array:
+            return rms_norm(activation, asarray(self.read(f"{self.name}.{name}.weight")))
+
+        listener = through(self.online, on_site)
+
+        def arrives(at: str, activation: Array) -> Array:
+            if listener is None:
                 return activation
-            flat = activation.reshape(-1, activation.shape[-1])
-            answer = on_site(f"{self.name}.{at}", self.model.asarray(flat))
-            return activation if answer is None else to_float32(answer).reshape(activation.shape)
+            answer = listener(f"{self.name}.{at}", xp.reshape(activation, (-1, activation.shape[-1])))
+            return activation if answer is None else xp.reshape(answer, activation.shape)
 
-        def product(layer: str, activation: np.ndarray) -> np.ndarray:
-            return activation @ self.read(f"{self.name}.{layer}.weight").T
+        def product(layer: str, activation: Array) -> Array:
+            name = f"{self.name}.{layer}"
+            return activation @ (given[name] if name in given else asarray(self.read(f"{name}.weight"))).T
 
-        n = arrives("q.input", rms_norm(x, self.read(f"{self.name}.attention_norm.weight")))
+        n = arrives("q.input", norm("attention_norm", x))
         k, v = arrives("attention.key", product("k", n)), arrives("attention.value", product("v", n))
         x = x + product("o", arrives("o.input", attention(product("q", n), k, v, self.model.shape)))
-        n = arrives("gate.input", rms_norm(x, self.read(f"{self.name}.mlp_norm.weight")))
+        n = arrives("gate.input", norm("mlp_norm", x))
         x = x + product("down", arrives("down.input", silu(product("gate", n)) * product("up", n)))
-        return {"hidden": self.model.asarray(x)}
+        return {"hidden": x}
 
     # --- transforms ------------------------------------------------------------------------------------------
 
@@ -205,13 +221,31 @@ class ToyBlock(Block):
         shared = np.repeat(values, shape.heads // shape.kv_heads, axis=1).reshape(-1)
         return [
             Fold(f"{name}.attention_norm", (f"{name}.q.input",), shape.hidden),
-            Fold(f"{name}.v", (f"{name}.o.input",), shape.values, shared),
+            Fold(f"{name}.v", (f"{name}.o.input",), shape.values, shared, shape.head),
             Fold(f"{name}.mlp_norm", (f"{name}.gate.input",), shape.hidden),
             Fold(f"{name}.up", (f"{name}.down.input",), shape.intermediate),
         ]
 
-    def apply(self, transform: ChannelScale) -> tuple[ChannelScale, Callable[[], None]]:
-        fold, scale, kept = transform.fold, to_float32(transform.scale), (self.weights, self.changed)
+    def apply(self, transform: Transform) -> tuple[Transform, Callable[[], None]]:
+        kept = (self.weights, self.changed, self.online)
+        behind = [site for site in transform.sites if site in self.online]
+        if behind:
+            raise ValueError(f"{behind[0]} has a map that is computed at run time; transform it before that")
+        if isinstance(transform, ChannelScale):
+            transform = self._scale(transform)
+        elif isinstance(transform, FoldTransform):
+            self._fold(transform)
+        else:
+            self.online = {**self.online, transform.site: transform.map}
+            self._feed(transform.sites, transform.map.inverse_transpose.apply)
+
+        def undo() -> None:
+            self.weights, self.changed, self.online = kept
+
+        return transform, undo
+
+    def _scale(self, transform: ChannelScale) -> ChannelScale:
+        fold, scale = transform.fold, to_float32(transform.scale)
         producer = f"{fold.producer}.weight"
         weight = self.read(producer)
         if weight.ndim == 1:
@@ -223,13 +257,20 @@ class ToyBlock(Block):
         else:
             new = weight / scale[:, None]
         self.write(producer, new)
-        for layer in (layer for site in fold.sites for layer in self.sites[site].layers):
-            self.write(f"{layer}.weight", self.read(f"{layer}.weight") * fold.expand(scale))
+        self._feed(fold.sites, lambda weight: weight * fold.expand(scale))
+        return ChannelScale(fold, self.model.asarray(scale))
 
-        def undo() -> None:
-            self.weights, self.changed = kept
+    def _fold(self, transform: FoldTransform) -> None:
+        fold, producer = transform.fold, f"{transform.fold.producer}.weight"
+        if fold.head % transform.map.block:
+            raise ValueError(f"{fold.producer}: its channels mix in {fold.head}s, not in {transform.map.block}s")
+        self.write(producer, np.ascontiguousarray(transform.map.apply(self.read(producer).T).T))
+        self._feed(fold.sites, transform.map.inverse_transpose.apply)
 
-        return ChannelScale(fold, self.model.asarray(scale)), undo
+    def _feed(self, sites: Sequence[str], change: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Change the input features of the weights at these sites."""
+        for layer in (layer for site in sites for layer in self.sites[site].layers):
+            self.write(f"{layer}.weight", change(self.read(f"{layer}.weight")))
 
     # --- writing ---------------------------------------------------------------------------------------------
 
@@ -243,24 +284,30 @@ class ToyBlock(Block):
 # --- the arithmetic, float32 throughout --------------------------------------------------------------------------
 
 
-def rms_norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + np.float32(1e-6)) * weight
+def rms_norm(x: Array, weight: Array) -> Array:
+    xp = namespace(x)
+    return x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + 1e-6) * weight
 
 
-def silu(x: np.ndarray) -> np.ndarray:
-    return x / (1 + np.exp(-x))
+def silu(x: Array) -> Array:
+    return x / (1 + namespace(x).exp(-x))
 
 
-def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, shape: ToyConfig) -> np.ndarray:
+def attention(q: Array, k: Array, v: Array, shape: ToyConfig) -> Array:
     """Causal attention, grouped key and value heads, no positions. ``(batch, length, heads * head)``."""
+    xp = namespace(q)
     batch, length, _ = q.shape
-    q = q.reshape(batch, length, shape.kv_heads, -1, shape.head).transpose(0, 2, 3, 1, 4)
-    k, v = (a.reshape(batch, length, shape.kv_heads, 1, shape.head).transpose(0, 2, 3, 1, 4) for a in (k, v))
-    scores = q @ k.swapaxes(-1, -2) / np.float32(shape.head) ** np.float32(0.5)
-    scores = np.where(np.tri(length, dtype=bool), scores, np.float32(-np.inf))
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    mixed = weights / weights.sum(axis=-1, keepdims=True) @ v
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1)
+
+    def by_head(x: Array, share: int) -> Array:
+        return xp.permute_dims(xp.reshape(x, (batch, length, shape.kv_heads, share, shape.head)), (0, 2, 3, 1, 4))
+
+    q, k, v = by_head(q, shape.heads // shape.kv_heads), by_head(k, 1), by_head(v, 1)
+    scores = q @ xp.matrix_transpose(k) / shape.head**0.5
+    seen = xp.asarray(np.tri(length, dtype=bool))
+    scores = xp.where(seen, scores, xp.full_like(scores, -float("inf")))
+    weights = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
+    mixed = weights / xp.sum(weights, axis=-1, keepdims=True) @ v
+    return xp.reshape(xp.permute_dims(mixed, (0, 3, 1, 2, 4)), (batch, length, -1))
 
 
 def to_float32(x: Array) -> np.ndarray:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from gs_core import numerics
-from gs_core.interfaces import Batch, Block, OnSite, Transform
+from gs_core.arrays import to_raw
+from gs_core.interfaces import Batch, Block, Data, OnSite, Transform
 from gs_core.planning import Row
 from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Stages, implements
@@ -45,18 +46,23 @@ def treat(algorithm: Any, block: Block, scheme: QuantizationScheme, batches: Seq
     for layer in layers:
         layer.scheme = scheme
     rows = {layer.name: Row(layer.info, scheme, names, kernel="", reason="") for layer in layers}
-    watch = Watch(stages, block, rows, lambda: batches, len(batches))
+    watch = Watch(stages, block, rows, batches, batches)
+    targets = [{name: to_raw(numpy(array)) for name, array in block.run(*batch).items()} for batch in batches]
     watch.run()
+
+    def data() -> Data:
+        return Data(batches, batches, targets, watch.as_seen())
+
     transforms = []
     if implements(algorithm, "smooth"):
-        for transform in stages.smooth(TESTED, block, layers, watch.observed(TESTED)):
+        for transform in stages.smooth(TESTED, block, layers, watch.observed(TESTED), data()):
             try:
                 applied, _ = block.apply(transform)
             except ValueError:  # the producer cannot take it: the line drops it, with a note
                 continue
-            watch.rescale(applied)
+            watch.account(applied)
             transforms.append(applied)
-    tensors = stages.quantize(names[-1], block, layers, watch.observed(names[-1]))
+    tensors = stages.quantize(names[-1], block, layers, watch.observed(names[-1]), data())
     return Treated(block, scheme, watch, transforms, tensors)
 
 
@@ -70,3 +76,10 @@ def deaf(on_site: OnSite | None, site: str) -> OnSite | None:
     if on_site is None:
         return None
     return lambda name, x: None if name == site else on_site(name, x)
+
+
+def run_deaf(
+    run: Any, site: str, tokens: Any, previous: Any, on_site: OnSite | None = None, weights: Any = None
+) -> Any:
+    """A block's ``run`` where no token reaches that site's listeners."""
+    return run(tokens, previous, deaf(on_site, site), weights)

@@ -57,7 +57,7 @@ def conflicts(caches: Mapping[str, QuantizationArgs | None]) -> list[str]:
     ]
 
 
-def to_config(caches: Mapping[str, QuantizationArgs]) -> dict[str, Any] | None:
+def to_config(caches: Mapping[CacheInfo, QuantizationArgs]) -> dict[str, Any] | None:
     """``kv_cache_scheme``."""
     args = next(iter(caches.values()), None)
     if args is None:
