@@ -54,6 +54,34 @@ def test_a_checkpoint_in_half_precision_is_computed_in_float32(saved, opened, to
         assert hidden.dtype == torch.float32 and torch.equal(hidden, expected[index])
 
 
+def test_products_are_in_the_stored_dtype_while_they_need_not_be_exact(saved, opened, tokens, monkeypatch):
+    """Only the products: what they give, and all between them, is float32 again."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    block = opened(saved("llama", "bfloat16")).block(0, (tokens, None))
+    arrived: dict[str, torch.Tensor] = {}
+
+    def hidden() -> torch.Tensor:
+        return block.run(tokens, None, arrived.__setitem__)["hidden"]
+
+    exact = hidden()
+    with block.computing(exact=False):
+        found = hidden()
+    assert found.dtype == torch.float32 and all(x.dtype == torch.float32 for x in arrived.values())
+    assert 0 < (found - exact).norm() / exact.norm() < 2**-6
+    assert torch.equal(hidden(), exact)
+
+
+@pytest.mark.parametrize(("dtype", "native"), [("float16", True), ("float32", True), ("bfloat16", False)])
+def test_products_stay_in_float32_where_the_stored_dtype_is_not_faster(
+    saved, opened, tokens, monkeypatch, dtype, native
+):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    block = opened(saved("llama", dtype)).block(0, (tokens, None))
+    exact = block.run(tokens, None, lambda name, x: None)["hidden"]
+    with block.computing(exact=False):
+        assert torch.equal(block.run(tokens, None, lambda name, x: None)["hidden"], exact)
+
+
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
 def test_only_one_blocks_weights_are_ever_in_memory(saved, opened, tokens, family):
     """Checked at every site of every block, while it runs, and while folds are tried."""

@@ -89,8 +89,7 @@ class HFBlock(Block):
         taken, on_site = take_up(previous, self.model.device), through(self.online, on_site)
         on_use = self._listener(on_site, weights or {}) if on_site is not None or weights else None
         on_cache = None if on_site is None else self._cache_listener(on_site)
-        dtype = torch.float32 if self.exact else self._dtype()
-        return self.compute(tokens, taken, on_use, on_cache, weights is not None, dtype)
+        return self.compute(tokens, taken, on_use, on_cache, weights is not None)
 
     def _dtype(self) -> torch.dtype:
         """That of the block's weights where products of it are faster than float32's, else float32."""
@@ -104,14 +103,13 @@ class HFBlock(Block):
         on_use: OnUse | None = None,
         on_cache: OnCache | None = None,
         gradient: bool = False,
-        dtype: torch.dtype = torch.float32,
     ) -> dict[str, torch.Tensor]:
         runner = self.model.runner
         assert runner is not None, "the block was opened without weights"
         if on_use is None:
             return runner.block(self.index, tokens, previous, gradient=gradient)
         cache = None if on_cache is None else listening(self.model.module, on_cache)
-        with Watch(self.parameters, on_use, dtype):
+        with Watch(self.parameters, on_use, torch.float32 if gradient or self.exact else self._dtype()):
             return runner.block(self.index, tokens, previous, cache, gradient)
 
     def _listener(self, on_site: OnSite | None, weights: Mapping[str, torch.Tensor]) -> OnUse:
