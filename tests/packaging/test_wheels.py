@@ -122,7 +122,8 @@ def test_a_wheel_holds_its_package_and_nothing_else(room, wheels):
         if "entry_points.txt" in metadata:
             points.read_string(wheel.read(metadata["entry_points.txt"]).decode())
     source = [path for path in room.source.rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    assert sorted(names) == sorted(path.relative_to(room.source.parent).as_posix() for path in source)
+    beside = [path.name for path in room.folder.glob("*.pth")]  # what a start of Python reads
+    assert sorted(names) == sorted([*beside, *(path.relative_to(room.source.parent).as_posix() for path in source)])
     assert {f"{room.package}/__init__.py", f"{room.package}/py.typed"} <= set(names)
 
     declared = dict(room.project.get("entry-points", {}))

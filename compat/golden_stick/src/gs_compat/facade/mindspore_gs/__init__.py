@@ -1,0 +1,1 @@
+"""The names of ``mindspore_gs`` that scripts import, answered by golden-stick-compat."""

@@ -1,0 +1,5 @@
+"""Where scripts look for whole models, too."""
+
+from gs_compat.auto import AutoQuantForCausalLM, BaseQuantForCausalLM
+
+__all__ = ["AutoQuantForCausalLM", "BaseQuantForCausalLM"]

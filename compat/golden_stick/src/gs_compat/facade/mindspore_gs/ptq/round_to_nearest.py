@@ -1,0 +1,5 @@
+"""Where scripts look for ``RoundToNearest``, too."""
+
+from gs_compat.ptq import RoundToNearest
+
+__all__ = ["RoundToNearest"]
