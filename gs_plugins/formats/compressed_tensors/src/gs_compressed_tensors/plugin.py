@@ -50,8 +50,11 @@ class CompressedTensors(CheckpointFormat):
             if weights.granularity == "tensor":
                 return "pack-quantized weights need scales per channel or group, not per tensor"
             return None
-        if weights.format not in ("int4", "int8") or inputs.format not in ("int4", "int8"):
-            return f"int-quantized holds int4 and int8 numbers, not {weights.format} and {inputs.format}"
+        if (weights.format, inputs.format) not in (("int8", "int8"), ("int4", "int8"), ("int4", "int4")):
+            return (
+                "int-quantized holds int8 or int4 weights before int8 activations and int4 before int4, not "
+                f"{weights.format} and {inputs.format}"
+            )
         if weights.granularity == "group" and weights.bits == 8:
             return "engines multiply int8 by int8 with scales per channel or tensor, not per group"
         if inputs.granularity != ("token" if inputs.dynamic else "tensor"):
