@@ -53,6 +53,50 @@ def test_the_function_is_kept_and_undoing_restores_every_bit(first_block, tokens
     assert torch.equal(block.run(tokens, None)["hidden"], before)
 
 
+@pytest.mark.parametrize(
+    ("family", "producers"),
+    [
+        ("opt", {"self_attn_layer_norm", "final_layer_norm", "v_proj"}),
+        ("gpt_neox", {"input_layernorm", "post_attention_layernorm"}),
+        ("phi", {"input_layernorm", "v_proj"}),
+        ("llama", set()),
+        ("qwen2", set()),
+    ],
+)
+def test_a_shift_needs_biases_on_both_sides(first_block, family, producers):
+    """A norm without a bias cannot shift (RMSNorm), nor can q, k and v make up for it where o has none (Qwen2)."""
+    block = first_block(family, "float32")
+    shifting = {fold.producer.rpartition(".")[2] for fold in block.folds() if fold.shifts}
+    assert shifting == producers
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["opt", "gpt_neox", "phi"])
+def test_a_shift_keeps_the_function_too(first_block, tokens, family, dtype):
+    """A norm's bias is rounded as it is written, and the consumers make up for the shift that this leaves."""
+    block = first_block(family, dtype)
+    before, bits = block.run(tokens, None)["hidden"], state(block)
+    for fold in [fold for fold in block.folds() if fold.shifts]:
+        arrived, after = {}, {}
+        block.run(tokens, None, lambda site, x, arrived=arrived: arrived.update({site: x.clone()}))
+        shift = torch.randn(fold.channels, generator=torch.Generator().manual_seed(1))
+        applied, undo = block.apply(ChannelScale(fold, random_scale(fold).scale, shift))
+        hidden = block.run(tokens, None, lambda site, x, after=after: after.update({site: x.clone()}))["hidden"]
+        torch.testing.assert_close(hidden, before, rtol=0, atol=2e-5 * float(before.abs().max()))
+        torch.testing.assert_close(applied.shift, shift, rtol=0, atol=0.05)
+        for site in fold.sites:
+            wanted = (arrived[site] - fold.expand(applied.shift)) / fold.expand(applied.scale)
+            torch.testing.assert_close(after[site], wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+        undo()
+        assert state(block) == bits
+
+
+def test_a_shift_where_nothing_absorbs_it_is_an_error(first_block):
+    fold = next(fold for fold in first_block("llama", "float32").folds())
+    with pytest.raises(ValueError, match=r"input_layernorm → .*: not all of them have biases"):
+        ChannelScale(fold, torch.ones(fold.channels), torch.ones(fold.channels))
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma"])
 def test_a_norm_is_written_exactly_as_it_was_computed_with(first_block, family):
     """Its dtype rounds it; the consumers get the scale that was left, so that nothing is lost on the way to disk."""

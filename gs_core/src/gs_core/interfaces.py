@@ -125,6 +125,8 @@ class Fold:
         grouped-query attention several site channels share one.
     head: how many neighbouring channels may be mixed with one another, each such group alike, and not only scaled:
         the channels of a head's values. 1 where nothing may be mixed.
+    shifts: whether a constant can be taken from each channel, too: the producer has a bias that does it, and every
+        layer behind has one that makes up for it.
     """
 
     producer: str
@@ -132,6 +134,7 @@ class Fold:
     channels: int
     index: np.ndarray | None = None
     head: int = 1
+    shifts: bool = False
 
     def expand(self, scale: Array) -> Array:
         """``(channels,)`` to ``(features,)``."""
@@ -154,10 +157,19 @@ class Fold:
 
 @dataclass(frozen=True)
 class ChannelScale:
-    """A transform: activations of ``fold.sites`` are divided by ``scale``, weights multiplied. ``(channels,)``."""
+    """A transform: activations of ``fold.sites`` become ``(x - shift) / scale``, ``(channels,)`` each. The weights of
+    their layers are multiplied by ``scale``, and what these make of ``shift`` is added to their biases.
+
+    Raises ``ValueError`` for a shift where the fold has none.
+    """
 
     fold: Fold
     scale: Array
+    shift: Array | None = None
+
+    def __post_init__(self) -> None:
+        if self.shift is not None and not self.fold.shifts:
+            raise ValueError(f"{self.where}: not all of them have biases that could absorb a shift")
 
     @property
     def sites(self) -> tuple[str, ...]:

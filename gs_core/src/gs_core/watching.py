@@ -219,6 +219,8 @@ class Watch:
 
 def _rewrite(accumulator: Accumulator, transform: Transform) -> bool:
     if isinstance(transform, ChannelScale):
+        if transform.shift is not None:
+            return False
         return accumulator.rescale(transform.fold.expand(transform.scale))
     return accumulator.transform(transform.map)
 

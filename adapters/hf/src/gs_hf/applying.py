@@ -55,11 +55,14 @@ def apply(block: "HFBlock", transform: Transform) -> tuple[Transform, Callable[[
 def _apply(block: "HFBlock", transform: Transform, keep: Keep) -> Transform:
     if isinstance(transform, ChannelScale):
         scale = transform.scale.to(block.model.device, torch.float32)
+        shift = None if transform.shift is None else transform.shift.to(block.model.device, torch.float32)
         if transform.fold.producer in block.norm_offsets:
-            scale = _scale_norm(block, transform.fold.producer, scale, keep)
+            scale, shift = _scale_norm(block, transform.fold.producer, scale, shift, keep)
         else:
-            _scale_layer(block, transform.fold.producer, scale, keep)
-        transform = ChannelScale(transform.fold, scale)
+            _scale_layer(block, transform.fold.producer, scale, shift, keep)
+        transform = ChannelScale(transform.fold, scale, shift)
+        if shift is not None:
+            _make_up_for(block, transform.sites, transform.fold.expand(shift), keep)
         expanded = transform.fold.expand(scale)
         feed(block, transform.sites, lambda weight: weight * expanded, keep)
     elif isinstance(transform, FoldTransform):
@@ -101,31 +104,53 @@ def feed(block: "HFBlock", sites: Iterable[str], change: Change, keep: Keep) -> 
                 part[rows].copy_(change(part[rows]))
 
 
+def _make_up_for(block: "HFBlock", sites: Iterable[str], shift: torch.Tensor, keep: Keep) -> None:
+    """Add to the biases at these sites what their weights made of ``shift`` ``(features,)``."""
+    for site in sites:
+        for parameter, expert in block.model.found.keys_at[site]:
+            bias, weight = block.bias_of(parameter, expert), block.parameters[parameter]
+            assert bias is not None, "the fold said so"
+            keep(bias).add_((weight.T if parameter in block.model.found.transposed else weight) @ shift)
+
+
 def outputs(block: "HFBlock", layer: str, keep: Keep) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The rows of a layer's weight and of its bias, where it has one, to be changed in place."""
     (place,) = block.model.found.places[layer]
     weight = place.of(keep(place.parameter))
-    bias = place.parameter.removesuffix("weight") + "bias"
-    if place.expert is not None or not place.parameter.endswith(".weight") or bias not in block.parameters:
+    bias = block.bias_of(place.parameter, place.expert)
+    if bias is None:
         return weight, None
     part = keep(bias)
     return weight, part if place.rows is None else part[place.start : place.start + len(weight)]
 
 
-def _scale_norm(block: "HFBlock", norm: str, scale: torch.Tensor, keep: Keep) -> torch.Tensor:
+def _scale_norm(
+    block: "HFBlock", norm: str, scale: torch.Tensor, shift: torch.Tensor | None, keep: Keep
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The scale and shift that are left once the norm is rounded to the dtype it is stored in."""
     offset, weight = block.norm_offsets[norm], keep(f"{norm}.weight")
     wanted = (weight + offset) / scale
-    stored = astype(astype(wanted - offset, block.stored_dtype(f"{norm}.weight")), "float32")
+    stored = _rounded(block, f"{norm}.weight", wanted - offset)
     usable = (stored + offset != 0) & (weight + offset != 0)
     effective = torch.where(usable, (weight + offset) / torch.where(usable, stored + offset, 1.0), scale)
     weight.copy_(torch.where(usable, stored, wanted - offset))
     if f"{norm}.bias" in block.parameters:
-        keep(f"{norm}.bias").div_(effective)
-    return effective
+        bias = keep(f"{norm}.bias")
+        if shift is None:
+            bias.div_(effective)
+        else:
+            stored = _rounded(block, f"{norm}.bias", (bias - shift) / effective)
+            shift = bias - stored * effective
+            bias.copy_(stored)
+    return effective, shift
 
 
-def _scale_layer(block: "HFBlock", layer: str, scale: torch.Tensor, keep: Keep) -> None:
+def _rounded(block: "HFBlock", parameter: str, value: torch.Tensor) -> torch.Tensor:
+    return astype(astype(value, block.stored_dtype(parameter)), "float32")
+
+
+def _scale_layer(block: "HFBlock", layer: str, scale: torch.Tensor, shift: torch.Tensor | None, keep: Keep) -> None:
     weight, bias = outputs(block, layer, keep)
     weight.div_(scale[:, None])
     if bias is not None:
-        bias.div_(scale)
+        bias.sub_(0 if shift is None else shift).div_(scale)

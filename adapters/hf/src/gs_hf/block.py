@@ -175,6 +175,11 @@ class HFBlock(Block):
     def apply(self, transform: Transform) -> tuple[Transform, Callable[[], None]]:
         return apply(self, transform)
 
+    def bias_of(self, parameter: str, expert: int | None = None) -> str | None:
+        """The name of the bias beside a weight, or None when it has none."""
+        bias = parameter.removesuffix("weight") + "bias"
+        return bias if expert is None and parameter.endswith(".weight") and bias in self.parameters else None
+
     def stored_dtype(self, parameter: str) -> str:
         return self.model.checkpoint[self.model.naming.by_parameter[parameter][0].source].dtype
 

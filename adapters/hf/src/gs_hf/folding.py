@@ -1,5 +1,6 @@
 """Where a per-channel scale can be folded: the norms and layers of a block, each tried (see ``gs_core.probing``)."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,19 @@ def find_folds(block: "HFBlock", batch: Batch) -> list[Fold]:
     prober = HFProber(block, batch)
     places = block.model.found.places
     layers = {n: (layer.shape[0], layer.site) for n, layer in block.layers.items() if len(places[n]) == 1}
-    return [*norm_folds(prober), *layer_folds(prober, layers, block.sites)]
+    found = [*norm_folds(prober), *layer_folds(prober, layers, block.sites)]
+    return [replace(fold, shifts=_shifts(block, fold)) for fold in found]
+
+
+def _shifts(block: "HFBlock", fold: Fold) -> bool:
+    """Only what leaves a norm, or attention's average of values (hence mixing heads), moves along with a bias."""
+    if fold.producer in block.norm_offsets:
+        producer = block.bias_of(f"{fold.producer}.weight")
+    else:
+        (place,) = block.model.found.places[fold.producer]
+        producer = block.bias_of(place.parameter, place.expert) if fold.head > 1 else None
+    keys = [key for site in fold.sites for key in block.model.found.keys_at[site]]
+    return producer is not None and all(block.bias_of(*key) is not None for key in keys)
 
 
 def norm_folds(prober: HFProber) -> list[Fold]:

@@ -238,8 +238,9 @@ class LiveModelSuite(Suite):
             assert np.allclose(numpy(applied.scale), numpy(transform.scale), rtol=2**-7), "but for a norm's rounding"
             assert channel_error(before, forward(block, batch)) <= PROOF_TOLERANCE, fold.producer
             scale = numpy(fold.expand(applied.scale))
+            shift = 0 if applied.shift is None else numpy(fold.expand(applied.shift))
             for name, x in self.inputs(block, batch).items():
-                wanted = inputs[name] / scale if name in fold.sites else inputs[name]
+                wanted = (inputs[name] - shift) / scale if name in fold.sites else inputs[name]
                 assert channel_error(wanted, x) <= PROOF_TOLERANCE, f"{fold.producer} at {name}"
             undo()
 
@@ -344,10 +345,14 @@ def random_rotation(size: int, like: Array) -> Array:
 
 
 def random_scale(fold: Fold, block: Block) -> ChannelScale:
-    """Scales between 1/4 and 4."""
+    """Scales between 1/4 and 4, and where the fold takes them shifts between -1 and 1."""
     weight = next(iter(block.layers.values())).weight()
-    scale = 2 ** np.random.default_rng(0).uniform(-2, 2, fold.channels)
-    return ChannelScale(fold, namespace(weight).asarray(scale.astype(np.float32), device=device(weight)))
+    random = np.random.default_rng(0)
+    scale, shift = (
+        namespace(weight).asarray(values.astype(np.float32), device=device(weight))
+        for values in (2 ** random.uniform(-2, 2, fold.channels), random.uniform(-1, 1, fold.channels))
+    )
+    return ChannelScale(fold, scale, shift if fold.shifts else None)
 
 
 def random_stream(model: Model) -> LinearMap:
