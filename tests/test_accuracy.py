@@ -17,6 +17,8 @@ FLOAT = 14.627
         ("tiny-llama", "w8a8-rtn", 14.65),
         ("tiny-llama-outliers", "w8a8-smoothquant", 14.64),
         ("tiny-llama-outliers", "w8a8-static-smoothquant", 14.78),
+        ("tiny-llama", "kv8", 1.002 * FLOAT),
+        ("tiny-llama-outliers", "kv8", 1.002 * FLOAT),
     ],
 )
 def test_the_perplexity_of_a_recipe(exported, transformers_perplexity, model, recipe, limit):

@@ -28,8 +28,9 @@ GROUP_32 = {"scheme": {"weights": {"format": "int4", "granularity": "group", "gr
         ("tiny-llama", "w4a16-rtn", W8A8_MLP, ()),
         ("tiny-llama-outliers", "w8a8-smoothquant", {}, ()),
         ("tiny-llama-outliers", "w8a8-static-smoothquant", {}, ()),
+        ("tiny-llama", "w4a16-kv8-gptq", {}, ()),
     ],
-    ids=["w4a16", "group-32", "asymmetric", "w8a8", "mixed", "w8a8-smooth", "w8a8-static-smooth"],
+    ids=["w4a16", "group-32", "asymmetric", "w8a8", "mixed", "w8a8-smooth", "w8a8-static-smooth", "w4a16-kv8"],
 )
 def test_transformers_computes_what_we_compute(exported, data, transformers_perplexity, model, recipe, changes, flags):
     folder = exported(model, recipe, **changes)
@@ -38,6 +39,37 @@ def test_transformers_computes_what_we_compute(exported, data, transformers_perp
     print(f"ours {ours:.4f}, theirs {theirs:.4f}")
     assert theirs == pytest.approx(ours, rel=0.005)
     assert 14.62 < theirs < 14.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "recipe", "changes", "flags"),
+    [
+        ("tiny-llama-outliers", "w4a4-hadamard-gptq", {}, ("--transforms",)),
+        ("tiny-llama-outliers", "w8a8-rtn", {"algorithms": ["hadamard", "rtn"]}, ()),
+    ],
+    ids=["R1, R2 and R4", "R1 and R2"],
+)
+def test_rotated_models_compute_the_same_too(exported, data, transformers_perplexity, model, recipe, changes, flags):
+    """Folded rotations are ordinary weights; the one that is left to be computed is computed by the library."""
+    folder = exported(model, recipe, **changes)
+    ours, theirs = evaluate(folder, data.evaluation).perplexity, transformers_perplexity(folder, *flags)
+    print(f"ours {ours:.4f}, theirs {theirs:.4f}")
+    assert theirs == pytest.approx(ours, rel=0.005)
+    assert ours <= (15.05 if flags else 14.65)
+    config = json.loads((folder / "config.json").read_text())
+    transforms = config["quantization_config"].get("transform_config", {"config_groups": {}})["config_groups"]
+    assert [group["head_dim"] for group in transforms.values()] == ([512] if flags else [])
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "head"])
+def test_transformers_reads_keys_and_values_back_as_we_do(exported, data, transformers_perplexity, granularity):
+    """With nothing but the cache quantized, both compute the same float products: to the last digits."""
+    scheme = {"kv_cache": {"format": "fp8_e4m3", "granularity": granularity}}
+    folder = exported("tiny-llama", "kv-fp8", scheme=scheme)
+    ours = evaluate(folder, data.evaluation).perplexity
+    assert transformers_perplexity(folder) == pytest.approx(ours, rel=1e-6)
+    assert 14.64 < ours < 14.66
 
 
 # --- words of packed codes, by the library that defined them -----------------------------------------------------

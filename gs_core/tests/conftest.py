@@ -70,12 +70,12 @@ def alone(tmp_path, monkeypatch):
 
 @pytest.fixture
 def plugins(site, alone):
-    """The kit's smallest plugins by name: algorithms ``round``, ``level`` and ``centre``, format ``plain``."""
+    """The kit's smallest plugins: algorithms ``round``, ``level``, ``centre`` and ``turn``, format ``plain``."""
     home = "gs_core.testing.plugins"
     return site(
         "kit-plugins",
         "0.9",
-        algorithm=f"round = {home}:Rounding\nlevel = {home}:Levelling\ncentre = {home}:Centring",
+        algorithm=f"round = {home}:Rounding\nlevel = {home}:Levelling\ncentre = {home}:Centring\nturn = {home}:Turning",
         format=f"plain = {home}:Plain",
     )
 

@@ -47,6 +47,11 @@ def test_its_kind_is_what_a_format_is_asked_for() -> None:
     turn = np.array([[0.6, -0.8], [0.8, 0.6]])
     assert LinearMap(scale=np.ones(4)).kind == "scale"
     assert LinearMap((2, turn), orthogonal=True).kind == "rotation"
+    doubling = np.array([[1, 1], [1, -1]], np.float32) / 2**0.5
+    fourfold = np.kron(doubling, doubling)
+    assert LinearMap((doubling, fourfold), orthogonal=True).kind == "hadamard"
+    assert LinearMap((doubling, fourfold), np.array([1.0, -1.0] * 4), orthogonal=True).kind == "rotation"
+    assert LinearMap((fourfold[[0, 2, 1, 3]],), orthogonal=True).kind == "rotation", "another Hadamard matrix"
     assert LinearMap((turn, turn)).kind == "kronecker"
 
 

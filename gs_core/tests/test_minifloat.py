@@ -56,10 +56,3 @@ def test_arithmetic_and_dtype_agree_and_saturate(name, x):
     assert np.abs(found).max() <= number.maximum
     beyond = np.abs(x) >= number.maximum
     np.testing.assert_array_equal(np.abs(found[beyond]), np.full(beyond.sum(), number.maximum, np.float32))
-
-
-def test_torch_gives_the_same_numbers():
-    torch = pytest.importorskip("torch")
-    x = np.random.default_rng(0).normal(0, 100, 1000).astype(np.float32)
-    for name in EIGHT_BITS:
-        np.testing.assert_array_equal(nearest(torch.from_numpy(x), NUMBER_FORMATS[name]).numpy(), generic(x, name))

@@ -1,6 +1,7 @@
 """Virtual environments for tests that need heavy packages of their own: made once, kept in a cache.
 
-    python tests/lanes/environments.py vllm        prints that lane's interpreter
+    python tests/lanes/environments.py vllm                                 prints that lane's interpreter
+    python tests/lanes/environments.py mindspore gs_core adapters/mindformers    one that has these rooms, too
 
 A lane is a requirements file beside this one. Lines in it that begin so are for what no requirement can say:
 
@@ -19,7 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,6 +46,31 @@ def python_of(name: str) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             _make(folder, python, requirements, lock)
             ready.touch()  # last: a folder without it is a half-built one
+    return python
+
+
+def beside(name: str, rooms: Sequence[Path]) -> Path:
+    """An interpreter that has what lane `name` has, and `rooms` of a checkout as they lie there.
+
+    It is kept in the lane's folder of the cache, one for each set of rooms, and costs seconds: its packages are the
+    lane's own, seen through a path file.
+    """
+    lane = python_of(name)
+    key = hashlib.sha256("\n".join(f"{r}\n{(r / 'pyproject.toml').read_text()}" for r in rooms).encode()).hexdigest()
+    folder = lane.parents[1] / "beside" / key[:12]
+    python, ready = folder / "bin" / "python", folder / "ready"
+    folder.parent.mkdir(exist_ok=True)
+    with _lock(Path(f"{folder}.lock")) as lock:
+        if not ready.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            _run([[sys.executable, "-I", "-m", "venv", folder]], folder, lock)
+            packages = next((lane.parents[1] / "lib").glob("python*/site-packages"))
+            own = next((folder / "lib").glob("python*/site-packages"))
+            (own / "lane.pth").write_text(f"{packages}\n")
+            editable = [argument for room in rooms for argument in ("-e", room)]
+            options = ["--no-deps", "--no-build-isolation", "--quiet"]
+            _run([[python, "-I", "-m", "pip", "install", *options, *editable]], folder, lock)
+            ready.touch()
     return python
 
 
@@ -85,8 +111,14 @@ def _make(folder: Path, python: Path, requirements: Path, lock: int) -> None:
         steps.append([*pip, "install", "--no-deps", *bare])
     if apart := _directive(requirements, "aside"):
         steps.append([*pip, "install", "--no-deps", "--target", folder / "aside", *apart])
+    _run(steps, folder, lock)
+
+
+def _run(steps: Sequence[Sequence[str | Path]], folder: Path, lock: int) -> None:
+    """Carry out commands that make `folder`, one after the other. Raises `EnvironmentFailed` at the first that fails."""
+    log = Path(f"{folder}.log")
     variables = {k: v for k, v in os.environ.items() if k != "PIP_CONSTRAINT"}  # that one is for our own
-    with log.open("w") as output:
+    with log.open("a") as output:
         for step in steps:
             ran = subprocess.run(step, stdout=output, stderr=output, env=variables, pass_fds=[lock])
             if ran.returncode:
@@ -110,7 +142,9 @@ def _lock(file: Path) -> Iterator[int]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="print the interpreter of a lane's environment, made if missing")
     parser.add_argument("name", choices=names())
+    parser.add_argument("rooms", nargs="*", type=Path, help="rooms of this checkout to put beside it")
+    given = parser.parse_args()
     try:
-        print(python_of(parser.parse_args().name))
+        print(beside(given.name, [room.resolve() for room in given.rooms]) if given.rooms else python_of(given.name))
     except EnvironmentFailed as error:
         sys.exit(str(error))

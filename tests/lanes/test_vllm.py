@@ -39,6 +39,17 @@ def vllm() -> Path:
     return Path(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
 
 
+def test_vllm_caches_keys_and_values_under_our_scales(exported, engine, prompts, vllm):
+    """Its attention on a CPU also multiplies in few bits where the cache has eight: not as near as with a float one."""
+    folder = exported("tiny-llama", "kv-fp8")
+    theirs = engine("transformers_next_tokens.py", folder, prompts, "--dtype", "float32")["results"]
+    found = engine("vllm_next_tokens.py", folder, prompts, "--dtype", "float32", python=vllm)["results"]
+    pairs = list(zip(found, theirs, strict=True))
+    assert sum(here["tokens"][0] == there["tokens"][0] for here, there in pairs) >= PROMPTS - 2
+    common = [(h["top5"], t["top5"], token) for h, t in pairs for token in h["top5"].keys() & t["top5"].keys()]
+    assert np.mean([abs(here[token] - there[token]) for here, there, token in common]) < UNDECIDED
+
+
 @pytest.mark.parametrize(
     ("recipe", "changes", "dtype", "flags"),
     [

@@ -1,6 +1,7 @@
 """A checkpoint opened by transformers with compressed-tensors, and none of ours: what two scripts share."""
 
 import argparse
+import json
 import os
 import sys
 from typing import Any
@@ -9,7 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def arguments(description: str, data: str, dtype: str) -> argparse.Namespace:
-    """The command line `FOLDER DATA [--dtype] [--dequantize]`; `dtype` is the default."""
+    """The command line `FOLDER DATA [--dtype] [--dequantize] [--transforms]`; `dtype` is the default."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder")
     parser.add_argument(data)
@@ -20,15 +21,24 @@ def arguments(description: str, data: str, dtype: str) -> argparse.Namespace:
         help="the library dequantizes the weights while it loads, and leaves activations as they are: "
         "the only way that compressed-tensors 0.20 opens asymmetric packed weights",
     )
+    parser.add_argument("--transforms", action="store_true", help="apply the checkpoint's transform_config")
     return parser.parse_args()
 
 
-def load(folder: str, dtype: str, dequantize: bool) -> Any:
-    """The causal language model in `folder`, ready to run on the CPU."""
+def load(folder: str, dtype: str, dequantize: bool, transforms: bool = False) -> Any:
+    """The causal language model in `folder`, ready to run on the CPU. `transforms`: what transformers 5.23 leaves out
+    is done by the library that defines it."""
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
     how = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if dequantize else {}
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **how).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **how).eval()
+    if transforms:
+        from compressed_tensors.transform import TransformConfig, apply_transform_config
+
+        with open(os.path.join(folder, "config.json")) as file:
+            config = json.load(file)["quantization_config"]["transform_config"]
+        apply_transform_config(model, TransformConfig.model_validate(config))
+    return model
 
 
 def assert_nothing_of_ours() -> None:

@@ -1,6 +1,6 @@
 """A checkpoint's perplexity in transformers with compressed-tensors, and nothing of ours imported.
 
-    python transformers_perplexity.py FOLDER WINDOWS [--dtype float32] [--dequantize]
+    python transformers_perplexity.py FOLDER WINDOWS [--dtype float32] [--dequantize] [--transforms]
 
 WINDOWS is a .json or .npy file of token ids (windows, length). The last line of stdout is
 {"perplexity": p}: exp of the mean cross entropy, in float32, of every window's tokens but the first.
@@ -22,7 +22,7 @@ def main() -> None:
     else:
         with open(given.windows) as file:
             windows = torch.tensor(json.load(file))
-    model = load(given.folder, given.dtype, given.dequantize)
+    model = load(given.folder, given.dtype, given.dequantize, given.transforms)
 
     loss = 0.0
     for batch in windows.split(8):

@@ -14,6 +14,7 @@ DEFAULT = {
     "golden-stick-rtn": "gs_plugins/algorithms/rtn",
     "golden-stick-smoothquant": "gs_plugins/algorithms/smoothquant",
     "golden-stick-kv-cache": "gs_plugins/algorithms/kv_cache",
+    "golden-stick-hadamard": "gs_plugins/algorithms/hadamard",
     "golden-stick-gptq": "gs_plugins/algorithms/gptq",
     "golden-stick-compressed-tensors": "gs_plugins/formats/compressed_tensors",
 }

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 import gs_schemas
+from gs_core import allocation, discovery, memory, pipeline, report
 from gs_core import calibration as calibrating
-from gs_core import discovery, memory, pipeline, report
 from gs_core.errors import OutputError, PlanError
 from gs_core.interfaces import Adapter, CacheNumbers, CheckpointFormat, LayerNumbers, Model
 from gs_core.journal import Journal
@@ -120,8 +120,13 @@ def plan(
     format: str | None = None,
     device: str = "cpu",
     adapter: str | Adapter | None = None,
+    calibration: str | Path | np.ndarray | None = None,
+    samples: int | None = None,
+    seq_len: int | None = None,
+    progress: pipeline.Progress = lambda stage, block, blocks: None,
 ) -> Plan:
-    """What ``quantize`` would do, layer by layer, with reasons; reads no weights.
+    """What ``quantize`` would do, layer by layer, with reasons; reads no weights, unless the recipe leaves the choice
+    of schemes to be measured: then the calibration data is needed here too.
 
     Raises ``PlanError`` with every problem when it cannot be done.
     """
@@ -131,7 +136,12 @@ def plan(
     opened = open_source(model, device, adapter)
     if any(numbers.online is not None for numbers in opened.numbers.values()):
         raise PlanError([f"{model} leaves transforms to be computed at run time; quantize the model it was made from"])
-    return make(resolved, opened.model, opened.adapter, device)
+    allocator = allocation.allocator_of(resolved)
+    if allocator is None:
+        return make(resolved, opened.model, opened.adapter, device)
+    tokens = _tokens(resolved, opened.model, calibration, samples, seq_len, "choosing schemes needs")
+    chosen = allocation.allocate(resolved, allocator, opened.model, tokens, progress)
+    return make(chosen.recipe, opened.model, opened.adapter, device, chosen.reasons, [chosen.summary])
 
 
 def quantize(
@@ -161,8 +171,20 @@ def quantize(
     started = time.monotonic()
     if isinstance(model, str | Path) and Path(model).resolve() == Path(output).resolve():
         raise PlanError([f"{output} is the model itself; choose another folder to write to"])
-    made = plan(model, recipe, format=format, device=device, adapter=adapter)
-    tokens = _tokens(made, calibration, samples, seq_len) if made.needs_data else None
+    made = plan(
+        model,
+        recipe,
+        format=format,
+        device=device,
+        adapter=adapter,
+        calibration=calibration,
+        samples=samples,
+        seq_len=seq_len,
+        progress=progress,
+    )
+    tokens = None
+    if made.needs_data:
+        tokens = _tokens(made.recipe, made.model, calibration, samples, seq_len, _why_data(made))
     journal = Journal(Path(output), _identity(made, tokens), restart)
     try:
         files = pipeline.run(made, journal, tokens, plugins, progress)
@@ -175,19 +197,29 @@ def quantize(
     return finished
 
 
-def _tokens(made: Plan, data: str | Path | np.ndarray | None, samples: int | None, seq_len: int | None) -> np.ndarray:
-    asked = made.recipe.calibration
-    source = data if data is not None else asked.data
+def _why_data(made: Plan) -> str:
+    needing = ", ".join(made.needing_data)
+    return f"{needing} needs" if needing else "static activations need"
+
+
+def _tokens(
+    recipe: Recipe,
+    model: Model,
+    calibration: str | Path | np.ndarray | None,
+    samples: int | None,
+    seq_len: int | None,
+    why: str,
+) -> np.ndarray:
+    asked = recipe.calibration
+    source = calibration if calibration is not None else asked.data
     if source is None:
-        needing = ", ".join(made.needing_data)
-        why = f"{needing} needs" if needing else "static activations need"
         raise PlanError([f"{why} calibration data: pass --calibration PATH, or set calibration.data in the recipe"])
     samples, seq_len = samples or asked.samples, seq_len or asked.seq_len
-    limit = made.model.max_tokens()
+    limit = model.max_tokens()
     if limit is not None and seq_len > limit:
         raise PlanError([f"calibration of {seq_len} tokens: the model takes at most {limit}; lower --seq-len"])
-    tokens = calibrating.load(source, samples, seq_len, made.model.tokenize)
-    calibrating.check(tokens, made.model.vocabulary())
+    tokens = calibrating.load(source, samples, seq_len, model.tokenize)
+    calibrating.check(tokens, model.vocabulary())
     return tokens
 
 

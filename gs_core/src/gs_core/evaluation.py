@@ -54,7 +54,7 @@ def evaluate(
     for index in range(blocks):
         progress("evaluate", index, blocks)
         block = opened.model.block(index, (batches[0], states[0]))
-        block.online = _online(block, opened.numbers)
+        block.online = online(block, opened.numbers)
         on_site = _on_site(block, opened)
         for number, batch in enumerate(batches):
             outputs = block.run(batch, states[number], on_site)
@@ -81,7 +81,7 @@ def _windows(text: str | Path | np.ndarray, windows: int, seq_len: int, tokenize
     return np.ascontiguousarray(found[: windows * seq_len].reshape(windows, seq_len))
 
 
-def _online(block: Block, numbers: dict[str, LayerNumbers]) -> dict[str, LinearMap]:
+def online(block: Block, numbers: dict[str, LayerNumbers]) -> dict[str, LinearMap]:
     """The maps that the checkpoint leaves to be computed, by site."""
     found = {site.name: [numbers[n].online for n in site.layers if n in numbers] for site in block.sites.values()}
     return {site: maps[0] for site, maps in found.items() if maps and maps[0] is not None}

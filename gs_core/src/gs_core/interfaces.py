@@ -294,6 +294,8 @@ class Model(ABC):
     """What its attention modules cache, in the order of execution."""
     uncached: str = "its adapter does not tell what attention caches"
     """Why there are no caches, where there are none."""
+    hidden: int = 0
+    """How many features the residual stream has; 0 where the adapter cannot rotate it."""
 
     @property
     @abstractmethod
@@ -336,6 +338,16 @@ class Model(ABC):
     def max_tokens(self) -> int | None:
         """The longest sequence the model accepts, or ``None`` when it does not say."""
         return None
+
+    def rotate(self, rotation: LinearMap) -> None:
+        """Rotate the residual stream, once, while planning: what a block opened from now on takes and returns as
+        ``hidden`` is ``rotation.apply`` of what it was. The weights of norms on the stream move into the layers they
+        feed; embeddings, head and ``config`` follow when they are written. Reads no weights. Each block is proved
+        when it is opened: it raises ``CheckpointError`` where its float function would change.
+
+        Raises ``ValueError`` saying why the stream of this model cannot be rotated.
+        """
+        raise ValueError("this adapter rotates no residual stream")
 
     @abstractmethod
     def losses(self, tokens: np.ndarray, last: Mapping[str, RawTensor]) -> np.ndarray:
@@ -439,12 +451,14 @@ class Data:
     batches: what reaches the block, the blocks before it quantized. Empty where the run needs no data.
     floats: the same batches, no block quantized; targets: what the float block returns for ``floats``, as ``run``
         returned it. Both empty unless the algorithm needs the float stream.
+    sizes: samples in each batch.
     as_seen: makes the block's activations what an engine will see under its scheme. Not to be differentiated.
     """
 
     batches: Sequence[Batch] = ()
     floats: Sequence[Batch] = ()
     targets: Sequence[Mapping[str, RawTensor]] = ()
+    sizes: Sequence[int] = ()
     as_seen: OnSite = lambda name, x: None
 
 
@@ -473,17 +487,53 @@ class Algorithm:
         return None
 
     def needs(self, scheme: QuantizationScheme) -> Needs:
-        """What it needs for layers of this scheme. Asked while planning; by default data, when it observes."""
-        return Needs(data=hasattr(self, "observe"))
+        """What it needs for layers of this scheme. Asked while planning; by default data, when it observes or
+        transforms (what feeds what is found by running)."""
+        return Needs(data=hasattr(self, "observe") or hasattr(self, "smooth"))
 
     def scatters(self, scheme: QuantizationScheme) -> bool:
         """Whether its tensors come with a ``group_index``. Asked while planning: few formats can hold one."""
         return False
 
-    def leaves_online(self, scheme: QuantizationScheme) -> Mapping[str, str]:
-        """Kinds of maps (``LinearMap.kind``) that it may leave to be computed at run time, each with what to change
-        so that it does not (``set r4: false``). Asked while planning: few formats can hold one."""
+    def leaves_online(self, layer: LayerInfo, hidden: int) -> Mapping[str, str]:
+        """Kinds of maps (``LinearMap.kind``) of this layer's input that it may leave to be computed at run time, each
+        with what to change so that it does not (``set r4: false``). Asked while planning: few formats can hold one.
+        ``hidden``: features of the residual stream, where known."""
         return {}
+
+    def residual(self, features: int) -> LinearMap | None:
+        """The rotation that it wants of the whole model's residual stream. Asked once, while planning."""
+        return None
+
+    def remarks(self, layers: Sequence[LayerInfo]) -> Sequence[str]:
+        """What a user should know about how it treats these layers. Shown in the plan and the report."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Layers that must have one scheme, and what each candidate costs: its loss (see ``gs_core.allocation``), and the
+    bits of all their stored weights."""
+
+    layers: tuple[LayerInfo, ...]
+    schemes: tuple[QuantizationScheme, ...]
+    losses: tuple[float, ...]
+    bits: tuple[int, ...]
+
+
+class Allocator(Algorithm):
+    """Chooses a scheme for every layer before the line begins: mixed precision.
+
+    ``candidates`` are tried on the first ``samples`` calibration samples.
+    """
+
+    candidates: Sequence[QuantizationScheme] = ()
+    samples: int = 8
+
+    def choose(self, choices: Sequence[Choice], fixed: int, outside: int) -> Sequence[int]:
+        """The number of the candidate for each choice. fixed: bits of the layers that are not chosen for. outside:
+        bits of everything that is no layer. Raises ``PlanError`` when its goal cannot be met."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -545,7 +595,9 @@ class CheckpointFormat:
         By default ``holds_online`` says it for all schemes. Asked for each map that an algorithm makes; one that is
         refused is dropped, and the report says so."""
         return (
-            None if kind in self.holds_online else f"this checkpoint format holds no {kind} to be computed at run time"
+            None
+            if kind in self.holds_online
+            else f"this checkpoint format holds no {kind} map to be computed at run time"
         )
 
     def layout(self, scheme: QuantizationScheme) -> str:
@@ -561,6 +613,11 @@ class CheckpointFormat:
         """What cannot stand together in one checkpoint. Asked while planning. Where caches are quantized, every
         attention module is named too, with a scheme that has no weights."""
         return []
+
+    def remarks(self, online: Collection[str]) -> Sequence[str]:
+        """What a user should know of a checkpoint that leaves maps of these kinds to be computed at run time. Shown in
+        the plan and the report."""
+        return ()
 
     def recognises(self, folder: Path, config: Mapping[str, Any]) -> bool:
         """Whether a quantized folder is of this format: by its ``quant_method``, unless the format says so elsewhere.

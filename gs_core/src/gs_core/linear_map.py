@@ -33,10 +33,13 @@ class LinearMap:
 
     @property
     def kind(self) -> str:
-        """``scale``, ``rotation`` or ``kronecker``: what a checkpoint format says that it holds."""
+        """What a checkpoint format says whether it holds: ``scale``; ``hadamard``, a rotation by blocks of
+        Sylvester's matrix, which an engine makes for itself; any other ``rotation``; ``kronecker``, the rest."""
         if not self.factors:
             return "scale"
-        return "rotation" if self.orthogonal else "kronecker"
+        if not self.orthogonal:
+            return "kronecker"
+        return "hadamard" if self.scale is None and all(map(_is_sylvester, self.factors)) else "rotation"
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -114,6 +117,18 @@ class LinearMap:
             factors.append(factor)
         scale = arrays["scale"] if description["scaled"] else None
         return cls(tuple(factors), scale, description["kind"] == "rotation")
+
+
+def _is_sylvester(factor: Factor) -> bool:
+    """Whether the matrix is Sylvester's, divided by the root of its order."""
+    if isinstance(factor, int):
+        return False
+    matrix = to_numpy(factor)
+    size = len(matrix)
+    rows = np.arange(size)
+    shared = rows[:, None] & rows  # the sign is the parity of the bits that row and column share
+    parity = sum(shared >> bit & 1 for bit in range(size.bit_length())) % 2
+    return not size & (size - 1) and bool(np.allclose(matrix, (1 - 2 * parity) / size**0.5, atol=1e-6))
 
 
 def _like(value: Array, x: Array) -> Array:

@@ -31,7 +31,7 @@ from gs_core.planning import CacheRow, Plan, Row
 from gs_core.proving import apply_proved
 from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Stages, implements
-from gs_core.storage import StoredTensor, Tensor, read_header
+from gs_core.storage import DerivedTensor, StoredTensor, Tensor, read_header
 from gs_core.streams import FLOAT, Arriving, Returned
 from gs_core.watching import Watch, fake_quantizer, is_finite, relative_error
 
@@ -119,10 +119,11 @@ class _Line:
         return Arriving(self.journal, self.index, self.batches, stream)
 
     def _all_data(self, watch: Watch) -> Data:
+        sizes = [len(tokens) for tokens in self.batches]
         if not self._float_stream:
-            return Data(self._data(), as_seen=watch.as_seen())
+            return Data(self._data(), sizes=sizes, as_seen=watch.as_seen())
         targets = Returned(self.journal, self.index, len(self.batches), FLOAT)
-        return Data(self._data(), self._data(FLOAT), targets, watch.as_seen())
+        return Data(self._data(), self._data(FLOAT), targets, sizes, watch.as_seen())
 
     def _recorder(self, block: Block, algorithm: str) -> Record:
         def record(**facts: Any) -> None:
@@ -291,7 +292,7 @@ def _shards(tensors: Iterable[tuple[str, Tensor]]) -> list[list[tuple[str, Tenso
     shards: list[list[tuple[str, Tensor]]] = []
     room = 0
     for name, tensor in tensors:
-        nbytes = tensor.nbytes if isinstance(tensor, RawTensor | StoredTensor) else 0
+        nbytes = tensor.nbytes if isinstance(tensor, RawTensor | StoredTensor | DerivedTensor) else 0
         if not shards or nbytes > room:
             shards.append([])
             room = SHARD_BYTES

@@ -1,6 +1,6 @@
 """The plan: every layer's adapter, algorithms, scheme, format and kernel, with the reason, before a weight is read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,6 +53,8 @@ class Plan:
     algorithms: Mapping[str, Algorithm]
     format: CheckpointFormat
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was found while planning."""
     versions: Mapping[str, str] = field(default_factory=dict)
     caches: tuple[CacheRow, ...] = ()
     """Empty where no scheme of the recipe quantizes a cache."""
@@ -125,8 +127,18 @@ def static_inputs(scheme: QuantizationScheme | None) -> bool:
     return bool(scheme and scheme.inputs and scheme.inputs.dynamic is False)
 
 
-def make(recipe: Recipe, model: Model, adapter: str, device: str) -> Plan:
-    """Resolve a recipe against an opened model. Raises ``PlanError`` with every problem found, not the first."""
+def make(
+    recipe: Recipe,
+    model: Model,
+    adapter: str,
+    device: str,
+    reasons: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+) -> Plan:
+    """Resolve a recipe against an opened model. Raises ``PlanError`` with every problem found, not the first.
+
+    reasons: why the recipe says what it says, by layer, where something has chosen. notes: what to tell beside.
+    """
     problems = _Problems()
     checkpoint_format = problems.catch(load_format, recipe.format)
     names = [a.name for a in recipe.algorithms] + [a.name for o in recipe.overrides for a in o.algorithms or []]
@@ -143,10 +155,11 @@ def make(recipe: Recipe, model: Model, adapter: str, device: str) -> Plan:
     rows = []
     for layer in model.layers:
         scheme, specs, reason = recipe.rule_for(layer.name)
+        reason = (reasons or {}).get(layer.name, reason)
         chosen = tuple(spec.name for spec in specs if "input" in algorithms[spec.name].kinds)
         kernel = ""
         if scheme is None or scheme.weights is None:
-            reason = reason if scheme is None else f"{reason}, whose scheme has no weights"
+            reason = reason if scheme is None else f"{reason}: its scheme has no weights"
             scheme, chosen = None, ()
         else:
             if scheme.kv_cache is not None:  # the attention's, not the layer's
@@ -154,7 +167,8 @@ def make(recipe: Recipe, model: Model, adapter: str, device: str) -> Plan:
             fitted = checkpoint_format.fit(layer, scheme)
             if fitted:
                 scheme, reason = fitted[0], f"{reason}; {fitted[1]}"
-            for why in _objections(layer, scheme, [algorithms[n] for n in chosen], chosen, checkpoint_format):
+            stages = [algorithms[n] for n in chosen]
+            for why in objections(layer, scheme, stages, chosen, checkpoint_format, model.hidden):
                 problems.add(why, layer.name)
             for name in chosen if not model.differentiates else ():
                 if algorithms[name].needs(scheme).gradient:
@@ -166,7 +180,15 @@ def make(recipe: Recipe, model: Model, adapter: str, device: str) -> Plan:
     schemes = {row.layer.name: row.scheme for row in rows} | {row.cache.name: row.scheme for row in caches}
     for why in checkpoint_format.conflicts(schemes):
         problems.add(why)
-    warnings = [*model.warnings, *_unmatched(recipe, model, problems)]
+    _rotate(model, {n: a for n, a in algorithms.items() if any(n in row.algorithms for row in rows)}, problems)
+    remarks = [
+        f"{n}: {remark}"
+        for n, algorithm in algorithms.items()
+        for remark in algorithm.remarks([row.layer for row in rows if n in row.algorithms])
+    ]
+    kinds = {k for row in rows for n in row.algorithms for k in algorithms[n].leaves_online(row.layer, model.hidden)}
+    remarks += checkpoint_format.remarks(kinds)
+    warnings = [*model.warnings, *remarks, *_unmatched(recipe, model, problems)]
     if not any(row.scheme for row in rows) and not any(row.args for row in caches):
         problems.add("no layer is left to quantize: every one is ignored or overridden to float")
     problems.raise_if_any()
@@ -178,7 +200,17 @@ def make(recipe: Recipe, model: Model, adapter: str, device: str) -> Plan:
         )
     }
     return Plan(
-        recipe, model, adapter, device, tuple(rows), algorithms, checkpoint_format, tuple(warnings), versions, caches
+        recipe,
+        model,
+        adapter,
+        device,
+        tuple(rows),
+        algorithms,
+        checkpoint_format,
+        tuple(warnings),
+        tuple(notes),
+        versions,
+        caches,
     )
 
 
@@ -203,7 +235,7 @@ def _caches(
         args = scheme.kv_cache if scheme else None
         named = [spec.name for spec in specs if spec.name in treating]
         if args is None:
-            reason = reason if scheme is None else f"{reason}, whose scheme has no kv_cache"
+            reason = reason if scheme is None else f"{reason}: its scheme has no kv_cache"
         elif len(named) != 1:
             problems.add(_one_of(treating, named), cache.name)
         else:
@@ -270,12 +302,13 @@ def load_format(name: str) -> CheckpointFormat:
     return instance
 
 
-def _objections(
+def objections(
     layer: LayerInfo,
     scheme: QuantizationScheme,
-    algorithms: list[Algorithm],
+    algorithms: Sequence[Algorithm],
     names: tuple[str, ...],
     checkpoint_format: CheckpointFormat,
+    hidden: int,
 ) -> list[str]:
     """Why this layer cannot be treated so; empty when it can."""
     assert scheme.weights is not None
@@ -296,16 +329,30 @@ def _objections(
                 f"algorithm '{name}' would group input features that are not neighbours, which this checkpoint "
                 "format cannot hold; for gptq set static_groups: true"
             )
-        for kind, fix in algorithm.leaves_online(scheme).items():
-            if kind not in checkpoint_format.holds_online:
-                found.append(
-                    f"algorithm '{name}' may leave a {kind} of activations to be computed at run time, which this "
-                    f"checkpoint format cannot hold; {fix}"
-                )
+        for kind, fix in algorithm.leaves_online(layer, hidden).items():
+            why = checkpoint_format.unsupported_online(kind, scheme)
+            if why:
+                found.append(f"algorithm '{name}': {why}; {fix}")
     why = checkpoint_format.unsupported(layer, scheme)
     if why:
         found.append(why)
     return found
+
+
+def _rotate(model: Model, algorithms: Mapping[str, Algorithm], problems: "_Problems") -> None:
+    """Give the residual stream the rotation that an algorithm wants."""
+    rotating: list[str] = []
+    for name, algorithm in algorithms.items():
+        try:
+            rotation = algorithm.residual(model.hidden)
+            if rotation is not None and not rotating:
+                model.rotate(rotation)
+        except ValueError as error:
+            problems.add(f"algorithm '{name}' rotates the residual stream: {error}. For hadamard set r1: false")
+        else:
+            rotating += [] if rotation is None else [name]
+    if len(rotating) > 1:
+        problems.add(f"{' and '.join(rotating)} both rotate the residual stream; let one of them")
 
 
 def _order(algorithms: Mapping[str, Algorithm]) -> list[str]:

@@ -46,7 +46,7 @@ def write(plan: Plan, journal: Journal, tokens: np.ndarray | None, files: list[s
         "layers": layers,
         **({"caches": caches} if caches else {}),
         "records": [facts for record in journal.records for facts in record["records"]],
-        "notes": [*plan.warnings, *(note for record in journal.records for note in record["notes"])],
+        "notes": [*plan.notes, *plan.warnings, *(note for record in journal.records for note in record["notes"])],
         "files": sorted({*weights, *files, REPORT}),
         "run": {
             "seconds": round(sum(record["seconds"] for record in journal.records), 3),

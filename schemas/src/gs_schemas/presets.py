@@ -1,5 +1,7 @@
 """Presets under the names the field uses (compressed-tensors' for schemes)."""
 
+from typing import Any
+
 from gs_schemas.errors import SchemaError, unknown
 from gs_schemas.recipe import Recipe
 from gs_schemas.scheme import QuantizationArgs, QuantizationScheme
@@ -7,6 +9,7 @@ from gs_schemas.scheme import QuantizationArgs, QuantizationScheme
 _INT4 = QuantizationArgs(format="int4", granularity="group", group_size=128)
 _INT8 = QuantizationArgs(format="int8", granularity="channel")
 _INT8_TOKEN = QuantizationArgs(format="int8", granularity="token", dynamic=True)
+_INT4_TOKEN = QuantizationArgs(format="int4", granularity="token", dynamic=True)
 _INT8_TENSOR = QuantizationArgs(format="int8", granularity="tensor", symmetric=True)
 
 _LAYERS = (
@@ -15,6 +18,7 @@ _LAYERS = (
     QuantizationScheme(name="W8A16", weights=_INT8),
     QuantizationScheme(name="W8A8", weights=_INT8, inputs=_INT8_TOKEN),
     QuantizationScheme(name="W8A8_STATIC", weights=_INT8, inputs=_INT8_TENSOR),
+    QuantizationScheme(name="W4A4", weights=_INT4, inputs=_INT4_TOKEN),
 )
 _CACHES = (
     QuantizationScheme(name="KV8", kv_cache=_INT8_TENSOR),
@@ -29,12 +33,15 @@ _BOTH = tuple(
 
 SCHEMES: dict[str, QuantizationScheme] = {scheme.name: scheme for scheme in (*_LAYERS, *_CACHES, *_BOTH) if scheme.name}
 
-_ALGORITHMS = {
+# Four bits leave no room for outliers anywhere: R4 too, for engines that compute it.
+_HADAMARD = {"hadamard": {"r4": True}}
+_ALGORITHMS: dict[str, tuple[list[str | dict[str, Any]], ...]] = {
     "W4A16": (["rtn"], ["gptq"]),
     "W4A16_ASYM": (["rtn"], ["gptq"]),
     "W8A16": (["rtn"], ["gptq"]),
     "W8A8": (["rtn"], ["gptq"], ["smoothquant", "rtn"], ["smoothquant", "gptq"]),
     "W8A8_STATIC": (["rtn"], ["gptq"], ["smoothquant", "rtn"], ["smoothquant", "gptq"]),
+    "W4A4": (["rtn"], [_HADAMARD, "rtn"], [_HADAMARD, "gptq"]),
     "KV8": (["kv_cache"],),
     "KV_FP8": (["kv_cache"],),
     "W4A16_KV8": (["gptq", "kv_cache"],),
@@ -46,9 +53,10 @@ _ALGORITHMS = {
 }
 
 
-def _recipe_name(scheme: str, algorithms: list[str]) -> str:
+def _recipe_name(scheme: str, algorithms: list[str | dict[str, Any]]) -> str:
     # "w8a8-smoothquant" leaves the rounding to rtn unsaid, as the field does; who sees to the cache, the scheme says.
-    layers = [a for a in algorithms if a != "kv_cache"]
+    layers = [a for algorithm in algorithms for a in ([algorithm] if isinstance(algorithm, str) else algorithm)]
+    layers = [a for a in layers if a != "kv_cache"]
     tail = layers if len(layers) == 1 else [a for a in layers if a != "rtn"]
     return "-".join([scheme.lower().replace("_", "-"), *tail])
 

@@ -19,6 +19,7 @@ from gs_hf.watch import OnUse, Use, Watch, identity
 
 if TYPE_CHECKING:
     from gs_hf.model import HFModel
+    from gs_hf.residual import Residual
 
 
 class HFLayer(Layer):
@@ -63,6 +64,11 @@ class HFBlock(Block):
         self.model.weights.forget(self.parameters)
         self.parameters = {}
 
+    def rotate(self, residual: "Residual") -> None:
+        """Rewrite it for a rotated residual stream; see ``gs_core.Model.rotate``."""
+        assert self._probe is not None, "a model with a rotated residual stream is run"
+        residual.enter(self, self._probe)
+
     def piece(self, place: Place) -> torch.Tensor:
         part = self.parameter_piece(place)
         return self.model.weights.read(place) if part is None else part
@@ -83,7 +89,8 @@ class HFBlock(Block):
         taken, on_site = take_up(previous, self.model.device), through(self.online, on_site)
         on_use = self._listener(on_site, weights or {}) if on_site is not None or weights else None
         on_cache = None if on_site is None else self._cache_listener(on_site)
-        return self.compute(tokens, taken, on_use, on_cache, weights is not None)
+        dtype = torch.float32 if self.exact else self._dtype()
+        return self.compute(tokens, taken, on_use, on_cache, weights is not None, dtype)
 
     def _dtype(self) -> torch.dtype:
         """That of the block's weights where products of it are faster than float32's, else float32."""
@@ -97,13 +104,14 @@ class HFBlock(Block):
         on_use: OnUse | None = None,
         on_cache: OnCache | None = None,
         gradient: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> dict[str, torch.Tensor]:
         runner = self.model.runner
         assert runner is not None, "the block was opened without weights"
         if on_use is None:
             return runner.block(self.index, tokens, previous, gradient=gradient)
         cache = None if on_cache is None else listening(self.model.module, on_cache)
-        with Watch(self.parameters, on_use, torch.float32 if gradient or self.exact else self._dtype()):
+        with Watch(self.parameters, on_use, dtype):
             return runner.block(self.index, tokens, previous, cache, gradient)
 
     def _listener(self, on_site: OnSite | None, weights: Mapping[str, torch.Tensor]) -> OnUse:

@@ -18,10 +18,11 @@ def find_folds(block: "HFBlock", batch: Batch) -> list[Fold]:
     prober = HFProber(block, batch)
     places = block.model.found.places
     layers = {n: (layer.shape[0], layer.site) for n, layer in block.layers.items() if len(places[n]) == 1}
-    return [*_norm_folds(prober), *layer_folds(prober, layers, block.sites)]
+    return [*norm_folds(prober), *layer_folds(prober, layers, block.sites)]
 
 
-def _norm_folds(prober: HFProber) -> list[Fold]:
+def norm_folds(prober: HFProber) -> list[Fold]:
+    """Norms that can be scaled, with every site they feed; the block notes each one's offset."""
     block = prober.block
     root = block.model.module.get_submodule(block.prefix.rstrip("."))
     found = []

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gs_core import CacheInfo, CalibrationError, CheckpointError, LayerInfo, Model, Site
+from gs_core import CacheInfo, CalibrationError, CheckpointError, LayerInfo, LinearMap, Model, Site
 from gs_core.arrays import RawTensor
 from gs_core.interfaces import Batch
 from gs_core.storage import INDEX, Checkpoint, Tensor
@@ -20,6 +20,7 @@ from gs_hf.caches import observe_caches
 from gs_hf.construct import find_blocks
 from gs_hf.layers import Layers
 from gs_hf.naming import name_places
+from gs_hf.residual import Residual, untied
 from gs_hf.running import Runner, take_up
 from gs_hf.weights import Weights
 
@@ -73,6 +74,9 @@ class HFModel(Model):
         self.copied: Any = None
         """Keeps the folder of a live model's weights, which is removed with it; None for the user's own folder."""
         self.runner: Runner | None = None
+        embedding = module.get_input_embeddings() if hasattr(module, "get_input_embeddings") else None
+        self.hidden = int(embedding.weight.shape[1]) if isinstance(embedding, torch.nn.Embedding) else 0
+        self.residual: Residual | None = None
         self._current: HFBlock | None = None
 
     @property
@@ -85,6 +89,8 @@ class HFModel(Model):
         if probe is not None and self.runner is None:
             self._prepare()
         self._current = HFBlock(self, index, probe)
+        if self.residual is not None:
+            self._current.rotate(self.residual)
         return self._current
 
     def _prepare(self) -> None:
@@ -101,10 +107,17 @@ class HFModel(Model):
 
     def rest(self) -> Iterator[tuple[str, Tensor]]:
         inside = self.found.sources_in_blocks
-        yield from ((name, tensor) for name, tensor in self.checkpoint.tensors.items() if name not in inside)
+        outside = ((name, tensor) for name, tensor in self.checkpoint.tensors.items() if name not in inside)
+        yield from outside if self.residual is None else self.residual.rewrite(outside)
 
     def config(self) -> dict[str, Any]:
-        return dict(self._config)
+        return untied(self._config) if self.residual is not None else dict(self._config)
+
+    def rotate(self, rotation: LinearMap) -> None:
+        self.residual = Residual(self, rotation)
+        if self.residual.tied:
+            head = self.residual.head_name
+            self.warnings = [*self.warnings, f"embeddings and head are not rotated alike: {head} is written on its own"]
 
     def files(self) -> Sequence[Path]:
         shards = {p.name for p in self.checkpoint.files} | {"config.json", INDEX, "gsq_report.json"}
@@ -161,6 +174,8 @@ class HFModel(Model):
         assert self.runner is not None
         outputs = take_up(last, self.device)
         assert outputs is not None
+        if self.residual is not None:  # the head is rotated only where it is written
+            outputs["hidden"] = self.residual.rotation.undo(outputs["hidden"])
         per_row = max(1, LOGIT_BYTES // (4 * self.vocabulary() * tokens.shape[1]))
         found = []
         for start in range(0, len(tokens), per_row):

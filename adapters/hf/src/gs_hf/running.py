@@ -89,6 +89,20 @@ class Runner:
         """Logits, when the blocks return ``answers``."""
         return _first_tensor(self._call(tokens, lambda number, call: answers[number]))
 
+    @torch.no_grad()
+    def enters(self, module: torch.nn.Module, tokens: np.ndarray, last: Outputs) -> torch.Tensor:
+        """What a module after the blocks is called with, from the last block's output. It is not called."""
+
+        def stop(m: torch.nn.Module, given: tuple) -> None:
+            raise Finished(given[0])
+
+        # Before the hooks that would load the module's weights.
+        handle = module.register_forward_pre_hook(stop, prepend=True)
+        try:
+            return self._call(tokens, lambda number, call: unflatten(last))
+        finally:
+            handle.remove()
+
     def _call(self, tokens: np.ndarray, compute: Callable[[int, partial], Any], cache: Any = None) -> Any:
         for number, block in enumerate(self.blocks):
             block.forward = _standing(block, number, compute)

@@ -22,6 +22,14 @@ Format = Annotated[
     str | None, typer.Option(metavar="NAME", help="Checkpoint format, instead of the recipe's.", show_default=False)
 ]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where to compute, as the framework calls it: cuda:0.")]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration", metavar="PATH", help="Text file, folder, .jsonl or .npy of token ids.", show_default=False
+    ),
+]
+Samples = Annotated[int | None, typer.Option(min=1, metavar="N", help="Calibration samples.", show_default=False)]
+SeqLen = Annotated[int | None, typer.Option(min=2, metavar="L", help="Tokens in each of them.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -5,7 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gs_core.cli.arguments import AsJson, Device, Format, Model, RecipeName, Settings, read_recipe
+from gs_core.cli.arguments import (
+    AsJson,
+    Calibration,
+    Device,
+    Format,
+    Model,
+    RecipeName,
+    Samples,
+    SeqLen,
+    Settings,
+    read_recipe,
+)
 from gs_core.cli.errors import one_line_errors
 from gs_core.cli.output import print_json, print_table
 from gs_core.cli.text import collapse, count, plural, size
@@ -21,17 +32,29 @@ def plan(
     model: Model,
     recipe: RecipeName,
     format: Format = None,
+    calibration: Calibration = None,
+    samples: Samples = None,
+    seq_len: SeqLen = None,
     set: Settings = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Show what quantize would do to each layer, and why. Reads no weights.
+    """Show what quantize would do to each layer, and why. Reads no weights, and needs no calibration data unless the
+    recipe leaves the choice of schemes to be measured.
 
     Exits with 2, and every reason, when it cannot be done.
     """
     from gs_core import api
 
-    made = api.plan(model, read_recipe(recipe, set), format=format, device=device)
+    made = api.plan(
+        model,
+        read_recipe(recipe, set),
+        format=format,
+        device=device,
+        calibration=calibration,
+        samples=samples,
+        seq_len=seq_len,
+    )
     if as_json:
         print_json(
             {
@@ -39,6 +62,7 @@ def plan(
                 "recipe": made.recipe.model_dump(mode="json"),
                 "device": made.device,
                 "layers": made.table(),
+                "notes": list(made.notes),
                 "warnings": list(made.warnings),
                 "totals": totals(made),
             }
@@ -50,6 +74,8 @@ def plan(
     if dropped:
         typer.echo(f"(a wider terminal, or --json, shows: {', '.join(dropped)})")
     typer.echo()
+    for note in made.notes:
+        typer.echo(note)
     for warning in made.warnings:
         typer.secho("warning: ", fg="yellow", bold=True, nl=False)
         typer.echo(warning)
@@ -90,15 +116,8 @@ def _saved(row: "Row") -> int:
     args = row.scheme.weights if row.scheme else None
     assert args is not None
     rows, columns = row.layer.shape
-    height, width = {
-        "tensor": (rows, columns),
-        "group": (1, args.group_size or columns),
-        "block": args.block_size or (1, columns),
-    }.get(args.granularity, (1, columns))
-    scales = -(-rows // height) * -(-columns // width)
-    scale_bits = 8 * numpy_dtype(numerics.scale_dtype(args, row.layer.dtype)).itemsize
-    bits = rows * columns * args.bits + scales * (scale_bits + (0 if args.symmetric else args.bits))
-    return rows * columns * numpy_dtype(row.layer.dtype).itemsize - bits // 8
+    stored = rows * columns * numpy_dtype(row.layer.dtype).itemsize
+    return stored - numerics.stored_bits(row.layer.shape, args, row.layer.dtype) // 8
 
 
 def summary(found: dict[str, Any]) -> str:

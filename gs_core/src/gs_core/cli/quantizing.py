@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gs_core.cli.arguments import Device, Format, Model, RecipeName, Settings, read_recipe
+from gs_core.cli.arguments import Calibration, Device, Format, Model, RecipeName, Samples, SeqLen, Settings, read_recipe
 from gs_core.cli.errors import interrupt, one_line_errors
 
 
@@ -18,16 +18,9 @@ def quantize(
         typer.Option("--output", "-o", metavar="OUT", help="An empty folder, or an unfinished run, which goes on."),
     ],
     format: Format = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(metavar="PATH", help="Text file, folder, .jsonl or .npy of token ids.", show_default=False),
-    ] = None,
-    samples: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Calibration samples.", show_default=False)
-    ] = None,
-    seq_len: Annotated[
-        int | None, typer.Option(min=2, metavar="L", help="Tokens in each of them.", show_default=False)
-    ] = None,
+    calibration: Calibration = None,
+    samples: Samples = None,
+    seq_len: SeqLen = None,
     device: Device = "cpu",
     set: Settings = None,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away an earlier run of ours in OUT.")] = False,

@@ -1,7 +1,8 @@
 """What ``gsq quantize`` says at its end, from ``Report.data`` alone."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +25,18 @@ def print_summary(report: "Report") -> None:
     _facts(
         recipe=[_recipe(data["recipe"])],
         size=[f"{size(before)} → {size(after)}, {before / after:.2f} times smaller"],
-        layers=[", ".join(f"{plural(number, 'layer')} as {scheme}" for scheme, number in data["schemes"].items())],
+        layers=_as(data["schemes"], "layer"),
+        caches=_as(Counter({row["cache"]: row["scheme"] for row in data.get("caches", ())}.values()), "KV cache"),
         float=_kept(data["kept_in_float"]),
         time=[_time(run["seconds_of_this_process"], run["seconds"])],
         memory=[f"{size(run['peak_memory_bytes'])} at its peak"],
         notes=_notes(data["notes"]),
     )
     typer.echo()
-    _worst(report.worst(5))
-    typer.echo()
-    typer.echo(f"Every layer is in {report.out / REPORT}. What it costs in perplexity:")
+    if report.layers:
+        _worst(report.worst(5))
+        typer.echo()
+    typer.echo(f"Everything is in {report.out / REPORT}. What it costs in perplexity:")
     typer.echo(f"  gsq eval {quote(str(report.out))} --against {quote(data['model'])} --text FILE")
 
 
@@ -41,6 +44,11 @@ def _facts(**facts: Iterable[str]) -> None:
     for label, lines in facts.items():
         for number, line in enumerate(lines):
             typer.echo(f"  {label if number == 0 else '':8}{line}")
+
+
+def _as(schemes: Mapping[str, int], noun: str) -> list[str]:
+    found = ", ".join(f"{plural(number, noun)} as {scheme}" for scheme, number in schemes.items())
+    return [found] if found else []
 
 
 def _recipe(recipe: dict[str, Any]) -> str:

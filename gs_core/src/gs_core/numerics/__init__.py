@@ -11,6 +11,7 @@ from gs_core.numerics.integer import (
     quantize_with,
     scale_dtype,
     scale_from_range,
+    stored_bits,
 )
 from gs_core.numerics.observers import minmax, mse_fraction, quantize_weight, weight_params
 
@@ -33,5 +34,6 @@ __all__ = [
     "scale_from_range",
     "slices",
     "split",
+    "stored_bits",
     "weight_params",
 ]

@@ -7,7 +7,7 @@ positive value saturates; an asymmetric range always contains zero. Rounding is 
 
 from typing import Any
 
-from gs_core.arrays import Array, astype, device, namespace
+from gs_core.arrays import Array, astype, device, namespace, numpy_dtype
 from gs_core.numerics import groups
 from gs_core.numerics.minifloat import nearest
 from gs_core.quantized import QuantizedTensor
@@ -64,6 +64,19 @@ def code_dtype(args: QuantizationArgs) -> str:
 def scale_dtype(args: QuantizationArgs, model_dtype: str) -> str:
     """The dtype a scale is stored in: the model's own unless the args name one."""
     return model_dtype if args.scale_format == "model" else args.scale_format
+
+
+def stored_bits(shape: tuple[int, int], args: QuantizationArgs, model_dtype: str) -> int:
+    """Bits of a stored weight: codes, scales and zero points."""
+    rows, columns = shape
+    height, width = {
+        "tensor": (rows, columns),
+        "group": (1, args.group_size or columns),
+        "block": args.block_size or (1, columns),
+    }.get(args.granularity, (1, columns))
+    scales = -(-rows // height) * -(-columns // width)
+    scale = 8 * numpy_dtype(scale_dtype(args, model_dtype)).itemsize
+    return rows * columns * args.bits + scales * (scale + (0 if args.symmetric else args.bits))
 
 
 def quantize_with(weight: Array, scale: Array, zero_point: Array | None, args: QuantizationArgs) -> QuantizedTensor:

@@ -70,19 +70,24 @@ class SplitTensor(StoredTensor):
 
 @dataclass(frozen=True)
 class DerivedTensor:
-    """A tensor that is computed when it is asked for: a dequantized weight among stored ones."""
+    """A tensor that is computed when it is asked for: a dequantized weight among stored ones.
+
+    ``slices`` gives the same bytes in pieces, for one too large to be made at once.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     make: Callable[[], RawTensor]
+    slices: Callable[[], Iterator[RawTensor]] | None = None
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * numpy_dtype(self.dtype).itemsize
 
     def chunks(self) -> Iterator[memoryview]:
-        yield self.read().data.data
+        for raw in [self.read()] if self.slices is None else self.slices():
+            yield raw.data.data
 
     def read(self) -> RawTensor:
         return self.make()

@@ -10,8 +10,17 @@ import pytest
 from gs_core.arrays import astype, from_raw, to_raw
 from gs_core.errors import CheckpointError
 from gs_core.interfaces import Model
-from gs_core.storage import INDEX, SINGLE, Checkpoint, DerivedTensor, StoredTensor, Tensor, write_safetensors
-from gs_core.testing.model import Case, LiveModelSuite, contents, random_scale
+from gs_core.storage import (
+    INDEX,
+    SINGLE,
+    Checkpoint,
+    DerivedTensor,
+    StoredTensor,
+    Tensor,
+    write_json,
+    write_safetensors,
+)
+from gs_core.testing.model import Case, LiveModelSuite, contents, random_scale, random_stream
 from gs_core.testing.suite import forward, numpy, sentence
 from gs_core.watching import channel_error
 
@@ -56,6 +65,20 @@ class AdapterSuite(LiveModelSuite):
         for name, layer in block.layers.items():
             assert np.allclose(numpy(layer.weight()), numpy(again.layers[name].weight()), rtol=2**-8, atol=0), name
         assert channel_error(forward(block, (tokens, None)), forward(again, (tokens, None))) < 2**-6
+
+    def test_a_rotated_model_is_written_as_it_computes(
+        self, case: Case, model: Model, tokens: np.ndarray, tmp_path: Path
+    ) -> None:
+        wanted = self.losses(model, tokens)
+        rotated = case[1].open(case[0], self.device)
+        try:
+            rotated.rotate(random_stream(model))
+        except ValueError:
+            return
+        folder = rewritten(case[0], tmp_path / "rotated", dict(self.everything(rotated, tokens, quantized=False)))
+        write_json(folder / "config.json", rotated.config())
+        # All but for half a step of the stored dtype on every weight.
+        assert abs(self.losses(case[1].open(folder, self.device), tokens) - wanted).max() < 0.1
 
     def test_other_weights_have_another_fingerprint(self, case: Case, model: Model, tmp_path: Path) -> None:
         folder = shutil.copytree(case[0], tmp_path / "other")

@@ -290,6 +290,28 @@ class LiveModelSuite(Suite):
             undo()
         assert state() == before, "all of them, the last one first"
 
+    def test_a_rotated_stream_keeps_the_function(self, case: Case, model: Model, tokens: np.ndarray) -> None:
+        """Every block takes and returns the rotated stream, and the losses are what they were."""
+        rotation, wanted = random_stream(model), self.losses(model, tokens)
+        batch: Batch = (tokens, None)
+        outputs = []
+        for index in range(len(model.blocks)):
+            outputs.append(forward(model.block(index, batch), batch))
+            batch = after(model.block(index, batch), batch)
+        rotated = case[1].open(case[0], self.device)
+        try:
+            rotated.rotate(rotation)
+        except ValueError as refusal:
+            assert sentence(str(refusal))
+            return
+        assert rotated.layers == model.layers
+        batch = (tokens, None)
+        for index, output in enumerate(outputs):
+            got = forward(rotated.block(index, batch), batch)
+            assert channel_error(rotation.apply(output), got) <= PROOF_TOLERANCE
+            batch = after(rotated.block(index, batch), batch)
+        assert np.allclose(self.losses(rotated, tokens), wanted, rtol=self.tolerance, atol=self.tolerance)
+
     # --- writing ---------------------------------------------------------------------------------------------
 
     def everything(self, model: Model, tokens: np.ndarray, quantized: bool) -> Iterator[tuple[str, Tensor]]:
@@ -326,6 +348,13 @@ def random_scale(fold: Fold, block: Block) -> ChannelScale:
     weight = next(iter(block.layers.values())).weight()
     scale = 2 ** np.random.default_rng(0).uniform(-2, 2, fold.channels)
     return ChannelScale(fold, namespace(weight).asarray(scale.astype(np.float32), device=device(weight)))
+
+
+def random_stream(model: Model) -> LinearMap:
+    """A rotation of the residual stream, with signs."""
+    random = np.random.default_rng(0)
+    rotation = np.linalg.qr(random.standard_normal((max(model.hidden, 1),) * 2))[0].astype(np.float32)
+    return LinearMap((rotation,), random.choice([-1.0, 1.0], len(rotation)).astype(np.float32), orthogonal=True)
 
 
 def random_maps(block: Block) -> list[FoldTransform | SiteTransform]:

@@ -20,13 +20,17 @@ from gs_core.interfaces import (
     CheckpointFormat,
     Data,
     Fold,
+    FoldTransform,
     Layer,
+    LayerInfo,
     LayerNumbers,
     Needs,
     Output,
     Site,
     SiteKind,
+    SiteTransform,
     StaticInput,
+    Transform,
 )
 from gs_core.linear_map import LinearMap
 from gs_core.quantized import QuantizedTensor
@@ -150,11 +154,45 @@ class Centring(Algorithm):
         return {layer.name: numerics.quantize_weight(layer.weight(), layer.args, layer.dtype) for layer in layers}
 
 
+class Turning(Algorithm):
+    """Rotates the residual stream and each head's values, and leaves a pair of matrices before every other layer that
+    no norm feeds to be multiplied when the model runs."""
+
+    @hookimpl
+    def smooth(self, block: Block) -> list[Transform]:
+        folds = block.folds()
+        heads: list[Transform] = [FoldTransform(fold, turn(fold.head)) for fold in folds if fold.head > 1]
+        taken = {site for fold in folds if fold.head > 1 or fold.producer not in block.layers for site in fold.sites}
+        left = [site for site in block.sites.values() if site.name not in taken]
+        return heads + [SiteTransform(site.name, _pair(site.features)) for site in left]
+
+    def residual(self, features: int) -> LinearMap | None:
+        return turn(features)
+
+    def leaves_online(self, layer: LayerInfo, hidden: int) -> dict[str, str]:
+        return {} if layer.shape[1] == hidden else {"kronecker": "use another algorithm"}
+
+    def remarks(self, layers: Sequence[LayerInfo]) -> list[str]:
+        return [f"turns {len(layers)} layers"]
+
+
+def turn(size: int) -> LinearMap:
+    """A rotation, the same each time."""
+    matrix = np.linalg.qr(np.random.default_rng(size).standard_normal((size, size)))[0]
+    return LinearMap((matrix.astype(np.float32),), orthogonal=True)
+
+
+def _pair(features: int) -> LinearMap:
+    left = next(size for size in range(int(features**0.5), 0, -1) if features % size == 0)
+    right = np.diag(np.linspace(0.5, 2, features // left, dtype=np.float32))
+    return LinearMap((*turn(left).factors, right))
+
+
 class Plain(CheckpointFormat):
     """Codes, scales and zero points as they are; the scheme of every layer in ``config.json``."""
 
     quant_method = "plain"
-    holds_online = frozenset({"scale", "rotation", "kronecker"})
+    holds_online = frozenset({"scale", "hadamard", "rotation", "kronecker"})
 
     @hookimpl
     def pack(

@@ -36,11 +36,15 @@ from gs_core.interfaces import (
     Transform,
     through,
 )
+from gs_core.linear_map import LinearMap
 from gs_core.storage import Checkpoint, Tensor
 from gs_core.testing.toy_files import CONFIG, MODEL_TYPE, ToyConfig, read_config
 
 SHARED = {"q": "q", "k": "q", "v": "q", "o": "o", "gate": "gate", "up": "gate", "down": "down"}
 """Each layer, in the order of execution, and the first of the layers that share its input."""
+NORMS = ("attention_norm", "mlp_norm", "norm")
+NORM_BEFORE = dict.fromkeys("qkv", "attention_norm") | {"gate": "mlp_norm", "up": "mlp_norm", "lm_head": "norm"}
+"""Which norm's output a weight multiplies."""
 
 
 class ToyAdapter(Adapter):
@@ -73,6 +77,8 @@ class ToyModel(Model):
         self.name = folder.name
         self.shape = ToyConfig.from_dict(read_config(folder))
         self.kept = {"lm_head": "outside the decoder blocks"}
+        self.hidden = self.shape.hidden
+        self.rotation: LinearMap | None = None
         self.differentiates = hasattr(asarray(np.zeros(1, np.float32)), "requires_grad")
         self.layers = [
             self._info(index, f"{block}.{layer}", f"{block}.{first}.input")
@@ -101,11 +107,31 @@ class ToyModel(Model):
         return ToyBlock(self, index, loaded=probe is not None)
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor of the checkpoint in float32."""
-        return astype(from_raw(self.checkpoint[name].read()), "float32")
+        """A tensor in float32: the checkpoint's, or what a rotation of the residual stream makes of it."""
+        value = astype(from_raw(self.checkpoint[name].read()), "float32")
+        if self.rotation is None:
+            return value
+        block, _, leaf = name.removesuffix(".weight").rpartition(".")
+        if leaf in NORMS:
+            return np.ones_like(value)
+        if leaf in ("o", "down"):
+            return np.ascontiguousarray(self.rotation.apply(value.T).T)
+        norm = NORM_BEFORE.get(leaf)
+        if norm is not None:
+            name = f"{block}.{norm}.weight" if block else f"{norm}.weight"
+            value = value * astype(from_raw(self.checkpoint[name].read()), "float32")
+        return self.rotation.apply(value)
+
+    def rotate(self, rotation: LinearMap) -> None:
+        why = rotation.objection(self.hidden)
+        if why:
+            raise ValueError(why)
+        self.rotation = rotation
 
     def rest(self) -> Iterator[tuple[str, Tensor]]:
-        yield from ((n, t) for n, t in self.checkpoint.tensors.items() if not n.startswith("blocks."))
+        for name, stored in self.checkpoint.tensors.items():
+            if not name.startswith("blocks."):
+                yield name, stored if self.rotation is None else to_raw(astype(self.read(name), stored.dtype))
 
     def config(self) -> dict[str, Any]:
         return read_config(self.folder)
@@ -161,7 +187,7 @@ class ToyBlock(Block):
         self.model, self.index, self.name = model, index, model.blocks[index]
         self.stored = {n: t for n, t in model.checkpoint.tensors.items() if n.startswith(f"{self.name}.")}
         self.weights = {name: model.read(name) for name in self.stored} if loaded else {}
-        self.changed: frozenset[str] = frozenset()
+        self.changed = frozenset(self.stored if model.rotation is not None else ())
         infos = [info for info in model.layers if info.block == index]
         self.layers: dict[str, Layer] = {info.name: ToyLayer(info, self) for info in infos}
         together = {site: [i for i in infos if i.site == site] for site in dict.fromkeys(i.site for i in infos)}

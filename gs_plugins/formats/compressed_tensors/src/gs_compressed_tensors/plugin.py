@@ -1,12 +1,12 @@
 """The format as a stage plugin: pack a tensor, write a shard for each block, finish the folder, read one back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gs_compressed_tensors import caches
-from gs_compressed_tensors.config import INTEGER, METHOD, PACKED, is_expert, layout, scheme_of, to_config
+from gs_compressed_tensors.config import INTEGER, METHOD, PACKED, is_expert, layout, online_of, scheme_of, to_config
 from gs_compressed_tensors.packing import WIDTHS, pack_rows, unpack_rows
 from gs_core import (
     Array,
@@ -33,6 +33,7 @@ class CompressedTensors(CheckpointFormat):
     """``pack-quantized`` for weight-only integers, ``int-quantized`` for int8 weights and activations."""
 
     quant_method = METHOD
+    holds_online = frozenset({"hadamard"})
 
     def unsupported(self, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:
         weights, inputs = scheme.weights, scheme.inputs
@@ -49,14 +50,14 @@ class CompressedTensors(CheckpointFormat):
             if weights.granularity == "tensor":
                 return "pack-quantized weights need scales per channel or group, not per tensor"
             return None
-        if weights.bits != 8 or inputs.format != "int8":
-            return f"int-quantized holds int8 weights and activations, not {weights.format} and {inputs.format}"
-        if weights.granularity == "group":
+        if weights.format not in ("int4", "int8") or inputs.format not in ("int4", "int8"):
+            return f"int-quantized holds int4 and int8 numbers, not {weights.format} and {inputs.format}"
+        if weights.granularity == "group" and weights.bits == 8:
             return "engines multiply int8 by int8 with scales per channel or tensor, not per group"
         if inputs.granularity != ("token" if inputs.dynamic else "tensor"):
-            return "int8 activations are dynamic per token or static per tensor"
+            return f"{inputs.format} activations are dynamic per token or static per tensor"
         if not weights.symmetric:
-            return "int8 products need symmetric weights"
+            return "integer products need symmetric weights"
         return None
 
     def unsupported_cache(self, cache: CacheInfo, args: QuantizationArgs) -> str | None:
@@ -92,6 +93,14 @@ class CompressedTensors(CheckpointFormat):
                             "give both the same scheme"
                         )
         return found
+
+    def remarks(self, online: Collection[str]) -> Sequence[str]:
+        if not online:
+            return ()
+        return [
+            "layers want their inputs transformed at run time, as transform_config in config.json says: transformers "
+            "5.23 does not read it and would compute nonsense; vLLM does. To do without, set r4: false for hadamard"
+        ]
 
     @hookimpl
     def pack(self, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str) -> dict[str, Array]:
@@ -129,7 +138,7 @@ class CompressedTensors(CheckpointFormat):
         weight_map = {tensor: file for file, tensors in final.shards.items() for tensor in tensors}
         total = sum(size for tensors in final.shards.values() for size in tensors.values())
         write_json(output.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        quantization = to_config(final.schemes, final.kept, final.aliases)
+        quantization = to_config(final.schemes, final.kept, final.aliases, final.online)
         quantization["kv_cache_scheme"] = caches.to_config(final.caches)
         config = final.config | {"quantization_config": quantization}
         write_json(output.folder / "config.json", config)
@@ -152,7 +161,7 @@ class CompressedTensors(CheckpointFormat):
             weight = _stored(checkpoint, layer, scheme)
             removed |= {f"{layer}.{s}" for s in _SUFFIXES if f"{layer}.{s}" in checkpoint}
             added[weight.name] = weight
-            numbers[layer] = LayerNumbers(scheme, _static_input(checkpoint, layer))
+            numbers[layer] = LayerNumbers(scheme, _static_input(checkpoint, layer), online_of(quantization, layer))
         return checkpoint.replacing(removed, added), numbers
 
     def read_caches(

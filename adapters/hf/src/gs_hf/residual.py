@@ -1,0 +1,308 @@
+"""Rotating the residual stream: which weights read from it and which write to it, found by trying.
+
+Ashkboos et al., "SliceGPT", https://arxiv.org/abs/2401.15024, section 3.1: a network whose norms divide by the root
+mean square computes the same in any rotated basis, once the weights of its norms stand in the layers they feed.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from gs_core import CheckpointError, LinearMap
+from gs_core.arrays import RawTensor, astype, to_raw
+from gs_core.errors import reason
+from gs_core.interfaces import Batch
+from gs_core.probing import close, pattern
+from gs_core.proving import PROOF_TOLERANCE
+from gs_core.storage import DerivedTensor, StoredTensor, Tensor
+from gs_core.watching import channel_error
+from gs_hf.applying import Change, feed
+from gs_hf.folding import norm_folds
+from gs_hf.probing import HFProber
+from gs_hf.running import Outputs, take_up, to_torch
+from gs_hf.watch import OnUse, Use
+
+if TYPE_CHECKING:
+    from gs_hf.block import HFBlock
+    from gs_hf.model import HFModel
+
+SLICE = 2**22
+"""Elements of an embedding that are rotated at a time."""
+
+
+class Residual:
+    """The rotation of one model's residual stream. Raises ``ValueError`` saying why the model has none."""
+
+    def __init__(self, model: "HFModel", rotation: LinearMap):
+        why = rotation.objection(model.hidden)
+        if why:
+            raise ValueError(why)
+        if model.blocks == [""]:
+            raise ValueError("the whole model is treated as one block")
+        self.model, self.rotation, self.active = model, rotation, True
+        self.embedding = model.module.get_input_embeddings()
+        head = model.module.get_output_embeddings()
+        if head is None or not isinstance(head, torch.nn.Linear) or head.in_features != model.hidden:
+            raise ValueError("its head is no linear layer on the residual stream")
+        self.head: torch.nn.Linear = head
+        self.head_name = next(f"{n}.weight" for n, m in model.module.named_modules() if m is head)
+        self.embedding_name = next(f"{n}.weight" for n, m in model.module.named_modules() if m is self.embedding)
+        self.tied = self.head_name in model.weights.tied
+        self.norm_name, self.norm = self._final_norm()
+        for name in {self.embedding_name, f"{self.norm_name}.weight"} | (set() if self.tied else {self.head_name}):
+            places = model.naming.by_parameter.get(name, [])
+            if len(places) != 1 or places[0].rows is not None:
+                raise ValueError(f"'{name}' is stored as part of another tensor")
+        for name, module in model.module.named_modules():
+            if _is_norm(module, model.hidden) and not _rotates(module, rotation):
+                raise ValueError(f"{name} ({type(module).__name__}) does not divide by the root mean square alone")
+        self.embedding.register_forward_hook(lambda m, i, out: rotation.apply(out) if self.active else None)
+
+    def _final_norm(self) -> tuple[str, torch.nn.Module]:
+        inside = tuple(f"{block}." for block in self.model.blocks)
+        found = [
+            (name, module)
+            for name, module in self.model.module.named_modules()
+            if _is_norm(module, self.model.hidden) and not name.startswith(inside)
+        ]
+        if len(found) != 1:
+            raise ValueError(f"{len(found)} norms lie outside its blocks, not one before the head")
+        return found[0]
+
+    # --- a block ---------------------------------------------------------------------------------------------
+
+    def enter(self, block: "HFBlock", batch: Batch) -> None:
+        """Rotate a loaded block, which is then proved on real activations. Raises ``CheckpointError``."""
+        self.active = False
+        try:
+            prober = HFProber(block, _with_hidden(batch, self.rotation.undo))
+            outputs = _compute(prober)
+            entering = self._entering(prober, outputs) if block.index == len(self.model.blocks) - 1 else None
+            writers = _writers(prober)
+            norms = _reading_norms(prober, writers)
+        finally:
+            self.active = True
+        for name, sites, offset in norms:
+            weight = block.parameters[f"{name}.weight"]
+            feed(block, sites, self._reading(weight + offset), block.parameters.__getitem__)
+            weight.fill_(1.0 - offset)
+            block.changed |= {f"{name}.weight", *(p for site in sites for p, _ in block.model.found.keys_at[site])}
+        for parameter in writers:
+            self._rotate_rows(block, parameter)
+        self._prove(block, prober, entering)
+
+    def _reading(self, norm: torch.Tensor) -> Change:
+        """What becomes of rows that read the stream through a norm of that weight."""
+        return lambda rows: self.rotation.apply(rows * norm)
+
+    def _rotate_rows(self, block: "HFBlock", parameter: str) -> None:
+        value = block.parameters[parameter]
+        rows = value if parameter in self.model.found.transposed else value.transpose(-1, -2)
+        for matrix in rows if rows.ndim > 2 else [rows]:
+            for start in range(0, matrix.shape[0], max(1, SLICE // matrix.shape[1])):
+                part = matrix[start : start + max(1, SLICE // matrix.shape[1])]
+                part.copy_(self.rotation.apply(part.contiguous()))
+        block.changed.add(parameter)
+        bias = parameter.removesuffix("weight") + "bias"
+        if parameter.endswith(".weight") and bias in block.parameters:
+            block.parameters[bias].copy_(self.rotation.apply(block.parameters[bias]))
+            block.changed.add(bias)
+
+    def _prove(self, block: "HFBlock", prober: HFProber, entering: torch.Tensor | None) -> None:
+        prober.batch = _with_hidden(prober.batch, self.rotation.apply)
+        outputs = _compute(prober)
+        change = channel_error(prober.base.hidden, self.rotation.undo(outputs["hidden"]))
+        if entering is not None:
+            weight, offset = self.norm.weight.clone(), _offset(self.norm)
+            self.norm.weight.data.fill_(1.0 - offset)
+            rotated = self.rotation.undo(self._entering(prober, outputs)) * (weight + offset)
+            self.norm.weight.data.copy_(weight)
+            change = max(change, channel_error(entering, rotated))
+        if not change <= PROOF_TOLERANCE:
+            raise CheckpointError(
+                f"{block.name}: with its residual stream rotated it would compute something else "
+                f"(by {change:.1e}); leave the rotation out (for hadamard set r1: false)"
+            )
+
+    def _entering(self, prober: HFProber, outputs: Outputs) -> torch.Tensor:
+        """What enters the head when the last block returns ``outputs``; the head itself is not loaded for that."""
+        runner = self.model.runner
+        assert runner is not None
+        return runner.enters(self.head, prober.batch[0], outputs)
+
+    # --- what lies outside the blocks ------------------------------------------------------------------------
+
+    def rewrite(self, tensors: Iterable[tuple[str, StoredTensor | DerivedTensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The tensors outside the blocks as they are written; a tied head is written on its own."""
+        sources = self.model.naming.by_parameter
+        embedding, norm = sources[self.embedding_name][0].source, sources[f"{self.norm_name}.weight"][0].source
+        head = None if self.tied else sources[self.head_name][0].source
+        weight = astype(to_torch(self.model.checkpoint[norm].read()), "float32")
+        offset = _offset(self.norm)
+        for name, tensor in tensors:
+            if name == embedding:
+                yield name, self._rotated(name, tensor, None)
+                if self.tied:
+                    yield self.head_name, self._rotated(self.head_name, tensor, weight + offset)
+            elif name == head:
+                yield name, self._rotated(name, tensor, weight + offset)
+            elif name == norm:
+                yield name, to_raw(astype(torch.full_like(weight, 1.0 - offset), tensor.dtype))
+            else:
+                yield name, tensor
+
+    def _rotated(self, name: str, tensor: StoredTensor | DerivedTensor, scale: torch.Tensor | None) -> DerivedTensor:
+        """``(rows, hidden)`` rotated, some rows at a time."""
+
+        def slices() -> Iterator[RawTensor]:
+            rows, columns = tensor.shape
+            step = max(1, SLICE // columns)
+            for start in range(0, rows, step):
+                # Mapped anew each time: what was read of the file is given back with the slice.
+                part = to_torch(tensor.map())[start : start + step].float()
+                part = part if scale is None else part * scale
+                yield to_raw(astype(self.rotation.apply(part), tensor.dtype))
+
+        def make() -> RawTensor:
+            data = np.concatenate([raw.data for raw in slices()])
+            return RawTensor(tensor.dtype, tuple(tensor.shape), data)
+
+        return DerivedTensor(name, tensor.dtype, tuple(tensor.shape), make, slices)
+
+
+def _with_hidden(batch: Batch, change: Change) -> Batch:
+    """A batch with another residual stream; the first block's has none yet."""
+    tokens, previous = batch
+    if previous is None:
+        return batch
+    return tokens, {**previous, "hidden": to_raw(change(to_torch(previous["hidden"])))}
+
+
+def _compute(prober: HFProber, on_use: OnUse | None = None) -> Outputs:
+    block, (tokens, previous) = prober.block, prober.batch
+    return block.compute(tokens, take_up(previous, block.model.device), on_use)
+
+
+def untied(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json of a model whose head is written on its own."""
+    return {
+        key: False if key == "tie_word_embeddings" else untied(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+    } | ({"tie_word_embeddings": False} if "model_type" in config else {})
+
+
+# --- norms ---------------------------------------------------------------------------------------------------
+
+
+def _is_norm(module: torch.nn.Module, hidden: int) -> bool:
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.ndim == 1 and weight.shape[0] == hidden and not list(module.children())
+
+
+def _alone(module: torch.nn.Module, value: float) -> torch.nn.Module:
+    """A copy of a small module with every parameter one number."""
+    alone = copy.deepcopy(module)
+    for name, parameter in alone._parameters.items():
+        if parameter is not None:
+            fill = value if name == "weight" else 0.0
+            alone._parameters[name] = torch.nn.Parameter(torch.full(parameter.shape, fill), requires_grad=False)
+    return alone
+
+
+def _rotates(norm: torch.nn.Module, rotation: LinearMap) -> bool:
+    """Whether, its own weight apart, it does the same in a rotated basis."""
+    x = torch.randn(4, norm.weight.shape[0], generator=torch.Generator().manual_seed(0)) + 1.0
+    alone = _alone(norm, 1.0)
+    try:
+        return close(alone(rotation.apply(x)), rotation.apply(alone(x)))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{type(norm).__name__} does not take one tensor: {reason(error)}") from None
+
+
+def _offset(norm: torch.nn.Module) -> float:
+    """0 for a norm that multiplies by its weight, 1 for one that multiplies by 1 + weight."""
+    return 0.0 if close(_alone(norm, 0.0)(torch.ones(1, norm.weight.shape[0])), torch.zeros(1)) else 1.0
+
+
+def _reading_norms(prober: HFProber, writers: list[str]) -> list[tuple[str, tuple[str, ...], float]]:
+    """Norms whose input is the residual stream, the sites they feed, and their offsets."""
+    block = prober.block
+    root = block.model.module.get_submodule(block.prefix.rstrip("."))
+    inputs: dict[str, torch.Tensor] = {}
+    names = {m: block.prefix + n for n, m in root.named_modules() if _is_norm(m, block.model.hidden)}
+
+    def note(module: torch.nn.Module, given: tuple) -> None:
+        inputs.setdefault(names[module], given[0].clone())
+
+    handles = [module.register_forward_pre_hook(note) for module in names]
+    try:
+        passing = _passing(prober, writers)
+    finally:
+        for handle in handles:
+            handle.remove()
+    folds = {fold.producer: fold.sites for fold in norm_folds(prober)}
+    return [
+        (name, folds[name], block.norm_offsets[name])
+        for name, x in inputs.items()
+        if name in folds and x.shape == passing.shape and close(x, passing)
+    ]
+
+
+# --- writers -------------------------------------------------------------------------------------------------
+
+
+def _writers(prober: HFProber) -> list[str]:
+    """Parameters whose products are added to the stream, each channel to its own.
+
+    With every other product of the block held fixed, turning one's channels round must turn round just what it adds
+    to the block's output.
+    """
+    hidden, products = prober.block.model.hidden, _record(prober)
+    found = []
+    for parameter in dict.fromkeys(p for (p, _), ys in products.items() if ys[0].shape[-1] == hidden):
+        changes: list[Change] = [lambda y: y, torch.zeros_like, lambda y: y.flip(-1)]
+        base, nothing, turned = (_replay(prober, products, parameter, change) for change in changes)
+        share = base - nothing
+        if bool((share != 0).any()) and close(turned - nothing, share.flip(-1)):
+            found.append(parameter)
+    patterns = {pattern(parameter) for parameter in found}
+    return [p for p in prober.block.parameters if p in found or (pattern(p) != p and pattern(p) in patterns)]
+
+
+def _record(prober: HFProber) -> dict[tuple[str, int | None], list[torch.Tensor]]:
+    """Every product of the block, in order."""
+    products: dict[tuple[str, int | None], list[torch.Tensor]] = {}
+
+    def keep(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
+        y = compute(x)
+        products.setdefault((use.parameter, use.expert), []).append(y.clone())
+        return y
+
+    _compute(prober, keep)
+    return products
+
+
+def _replay(
+    prober: HFProber, products: dict[tuple[str, int | None], list[torch.Tensor]], parameter: str, change: Change
+) -> torch.Tensor:
+    """The block's output with recorded products in place of computed ones, those of one parameter changed."""
+    left = {key: iter(ys) for key, ys in products.items()}
+
+    def answer(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
+        y = next(left[use.parameter, use.expert]).clone()
+        return change(y) if use.parameter == parameter else y
+
+    return _compute(prober, answer)["hidden"].clone()
+
+
+def _passing(prober: HFProber, writers: list[str]) -> torch.Tensor:
+    """The block's output when nothing is written to the stream."""
+
+    def silence(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
+        y = compute(x)
+        return torch.zeros_like(y) if use.parameter in writers else y
+
+    return _compute(prober, silence)["hidden"].clone()

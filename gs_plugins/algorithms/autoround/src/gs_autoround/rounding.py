@@ -1,0 +1,113 @@
+"""What is learned of one layer: an offset for every weight before it is rounded, and the range of every scale."""
+
+import torch
+
+from gs_core import Layer, QuantizedTensor, numerics
+from gs_core.arrays import astype
+
+LARGEST_OFFSET = 0.5
+"""In steps of the scale: an offset chooses between the two codes around a weight."""
+RANGE = (0.05, 1.0)
+"""How much of its full range a scale may keep."""
+
+
+class Rounding:
+    """``scale * (clip(round(w / scale + offset) + zero_point) - zero_point)``, where scale and zero point cover
+    ``[low * keep_low, high * keep_high]`` of each group.
+
+    Gradients are taken by hand: rounding passes an offset's straight through unless the code is clipped, and a
+    scale's is summed over its group. No graph of the weights is built.
+
+    importance: float32 ``(in,)``, how much an error in each input feature matters; None: all the same. Scales start
+    at the clipping that costs the least by it.
+    """
+
+    def __init__(self, layer: Layer, importance: torch.Tensor | None):
+        self.name, self.args, self._shape = layer.name, layer.args, layer.shape
+        self._dtype = numerics.scale_dtype(layer.args, layer.dtype)
+        self._values = numerics.split(layer.weight(), self.args)
+        # Rows to work on at a time, so that what an expression leaves behind stays in the cache.
+        self._slices = [rows for rows, _ in numerics.slices(self._values.flatten(1))]
+        low, high = numerics.minmax(self._values)
+        # An asymmetric range always holds zero.
+        self._low, self._high = (low, high) if self.args.symmetric else (low.clamp(max=0), high.clamp(min=0))
+        self.keep_low = self._best_fractions(importance)
+        self.keep_high = self.keep_low.clone()
+        self.offset = torch.zeros_like(self._values)
+        self.refresh()
+
+    def _best_fractions(self, importance: torch.Tensor | None) -> torch.Tensor:
+        cost = None if importance is None else numerics.split(importance.expand(self._shape), self.args)
+        found = [
+            numerics.mse_fraction(self._values[rows], self.args, self._dtype, None if cost is None else cost[rows])
+            for rows in self._slices
+        ]
+        return torch.cat(found)
+
+    # --- forwards --------------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Compute ``weight``, float32 ``(out, in)``, a leaf that collects a gradient."""
+        low, high = self._low * self.keep_low, self._high * self.keep_high
+        self.scale, self.zero_point = numerics.scale_from_range(low, high, self.args, self._dtype)
+        values = torch.empty_like(self._values)
+        for rows in self._slices:
+            codes, _, _ = self._encode(rows)
+            scale, zero_point = self._grid(rows)
+            values[rows] = (codes - zero_point) * scale
+        self.weight = numerics.join(values, self._shape, self.args).requires_grad_()
+
+    def _grid(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor | float]:
+        zero_point = 0.0 if self.zero_point is None else self.zero_point[rows, :, None]
+        return self.scale[rows, :, None].float(), zero_point
+
+    def _encode(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Codes, whether each is what it would be without clipping, and the weights in steps of their scale."""
+        scale, zero_point = self._grid(rows)
+        steps = self._values[rows] / scale
+        wanted = torch.round(steps + self.offset[rows]) + zero_point
+        codes = wanted.clamp(self.args.number.minimum, self.args.number.maximum)
+        return codes, codes == wanted, steps
+
+    def tensor(self) -> QuantizedTensor:
+        """The layer as it is rounded now: codes and scales are those that ``weight`` was computed with."""
+        dtype = numerics.code_dtype(self.args)
+        codes = torch.cat([astype(self._encode(rows)[0], dtype) for rows in self._slices])
+        zero_point = None if self.zero_point is None else astype(self.zero_point, dtype)
+        return QuantizedTensor(numerics.join(codes, self._shape, self.args), self.scale, zero_point, self.args)
+
+    # --- backwards -------------------------------------------------------------------------------------------
+
+    def update(self, step: float) -> None:
+        """One step of signed gradient descent by the gradient that ``weight`` has collected; without one, none.
+
+        step: how far offsets move, in steps of their scale. A range moves as far as that at its outermost code: a
+        change of a scale by itself would shift large codes by more, the more codes there are.
+        """
+        if self.weight.grad is None:
+            return
+        gradient = numerics.split(self.weight.grad, self.args)
+        to_scale, to_zero_point = torch.zeros_like(self._low), torch.zeros_like(self._low)
+        for rows in self._slices:
+            codes, free, steps = self._encode(rows)
+            scale, zero_point = self._grid(rows)
+            passed = gradient[rows] * free
+            to_scale[rows] = (gradient[rows] * (codes - zero_point) - passed * steps).sum(-1)
+            to_zero_point[rows] = ((passed - gradient[rows]) * scale).sum(-1)
+            self.offset[rows] -= step * passed.sign()
+        self.offset.clamp_(-LARGEST_OFFSET, LARGEST_OFFSET)
+        outermost = 2 * step / (self.args.number.maximum - self.args.number.minimum)
+        for keep, slope in zip((self.keep_low, self.keep_high), self._to_range(to_scale, to_zero_point), strict=True):
+            keep.sub_(outermost * slope.sign()).clamp_(*RANGE)
+
+    def _to_range(self, to_scale: torch.Tensor, to_zero_point: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """From gradients of scale and zero point to those of ``keep_low`` and ``keep_high``."""
+        codes = self.args.number.maximum - self.args.number.minimum
+        low, high = self._low * self.keep_low, self._high * self.keep_high
+        if self.args.symmetric:  # scale = 2 max(|low|, |high|) / codes
+            slope, below = to_scale * 2 / codes, low.abs() > high.abs()
+            return slope * self._low.abs() * below, slope * self._high.abs() * ~below
+        # scale = (high - low) / codes, zero_point = minimum - low / scale
+        scale = self.scale.float()
+        slope = (to_scale + to_zero_point * low / scale**2) / codes
+        return (-to_zero_point / scale - slope) * self._low, slope * self._high
