@@ -128,9 +128,9 @@ def _algorithms(config: InnerPTQConfig) -> tuple[AlgorithmSpec, ...]:
     match config.outliers_suppression:
         case Outliers.SMOOTH:
             alpha = config.options(SmoothQuantConfig).alpha
-            return AlgorithmSpec(name="smoothquant", options={"alpha": alpha}), rounding
+            return AlgorithmSpec(name="smoothquant", options={"alpha": alpha, "online": True}), rounding
         case Outliers.OUTLIER_SUPPRESSION_LITE:
-            return AlgorithmSpec(name="smoothquant", options={"alpha": "auto"}), rounding
+            return AlgorithmSpec(name="smoothquant", options={"alpha": "auto", "online": True}), rounding
         case Outliers.OUTLIER_SUPPRESSION_PLUS:
             return AlgorithmSpec(name="osp"), rounding
         case Outliers.AWQ:

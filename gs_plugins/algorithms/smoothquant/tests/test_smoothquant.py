@@ -161,5 +161,5 @@ def test_alpha_out_of_range_is_an_error(alpha):
 
 
 def test_a_misspelt_option_is_an_error():
-    with pytest.raises(SchemaError, match=r"alhpa: no such field; fields: alpha\. Did you mean 'alpha'\?"):
+    with pytest.raises(SchemaError, match=r"alhpa: no such field; fields: alpha, online\. Did you mean 'alpha'\?"):
         validate(Options, {"alhpa": 0.5}, "smoothquant")

@@ -5,7 +5,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from gs_core import Accumulator, Algorithm, Array, Block, ChannelScale, Fold, Layer, Site, Strict, hookimpl, namespace
+from gs_core import (
+    Accumulator,
+    Algorithm,
+    Array,
+    Block,
+    ChannelScale,
+    Fold,
+    Layer,
+    LayerInfo,
+    LinearMap,
+    Site,
+    SiteTransform,
+    Strict,
+    hookimpl,
+    namespace,
+)
+from gs_core.interfaces import Transform
 from gs_core.measuring import Watcher
 from gs_schemas import QuantizationScheme
 from gs_smoothquant.automatic import search
@@ -20,10 +36,15 @@ def _known(alpha: Any) -> Any:
 
 
 class Options(Strict):
-    """``alpha``: how much of the difficulty moves to the weights; 0 none of it, 1 all of it, ``auto`` what each site's
-    layers compute best with."""
+    """
+    alpha: how much of the difficulty moves to the weights; 0 none of it, 1 all of it, ``auto`` what each site's layers
+        compute best with.
+    online: smooth the sites that have no producer to fold into as well; their scales are then part of the checkpoint,
+        for formats and engines that know them (Golden Stick's).
+    """
 
     alpha: Annotated[float | Literal["auto"], BeforeValidator(_known)] = 0.5
+    online: bool = False
 
 
 class ChannelMaxima(Accumulator):
@@ -45,9 +66,12 @@ class ChannelMaxima(Accumulator):
 
 
 class SmoothQuant(Algorithm):
-    """Smooths every site whose producer can absorb the scale."""
+    """Smooths every site whose producer can absorb the scale, and the others where ``online``."""
 
     Options = Options
+
+    def leaves_online(self, layer: LayerInfo, hidden: int) -> Mapping[str, str]:
+        return {"scale": "set online: false"} if self.options.online else {}
 
     @hookimpl
     def observe(self, site: Site, scheme: QuantizationScheme) -> Accumulator | None:
@@ -56,22 +80,28 @@ class SmoothQuant(Algorithm):
         return Watcher() if self.options.alpha == "auto" else ChannelMaxima()
 
     @hookimpl
-    def smooth(self, block: Block, layers: Sequence[Layer], observed: Mapping[str, Any]) -> list[ChannelScale]:
+    def smooth(self, block: Block, layers: Sequence[Layer], observed: Mapping[str, Any]) -> list[Transform]:
         weights: dict[str, list[Layer]] = {}
         for layer in layers:
-            weights.setdefault(layer.site, []).append(layer)
-        transforms = []
+            if layer.site in observed:
+                weights.setdefault(layer.site, []).append(layer)
+        found: list[Transform] = []
         for fold in block.folds():
-            sites = [site for site in fold.sites if site in observed and site in weights]
-            if sites:
-                found = self._scale(fold, {s: observed[s] for s in sites}, {s: weights[s] for s in sites})
-                transforms.append(ChannelScale(fold, found))
-        return transforms
+            if any(site in weights for site in fold.sites):
+                found.append(ChannelScale(fold, self._scale(fold, observed, weights)))
+        folded = {site for transform in found for site in transform.sites}
+        for site in weights if self.options.online else ():
+            if site not in folded:
+                alone = Fold("", (site,), block.sites[site].features)
+                found.append(SiteTransform(site, LinearMap(scale=self._scale(alone, observed, weights))))
+        return found
 
-    def _scale(self, fold: Fold, observed: Mapping[str, Any], layers: Mapping[str, Sequence[Layer]]) -> Array:
+    def _scale(self, fold: Fold, seen: Mapping[str, Any], weights: Mapping[str, Sequence[Layer]]) -> Array:
         """One scale for each free channel: over all the sites and layers that must share it, ``(channels,)``."""
+        layers = {site: weights[site] for site in fold.sites if site in weights}
+        observed = {site: seen[site] for site in layers}
         auto = self.options.alpha == "auto"
-        activation = fold.reduce_max([seen.maxima if auto else seen for seen in observed.values()])
+        activation = fold.reduce_max([x.maxima if auto else x for x in observed.values()])
         weight = fold.reduce_max([_column_maxima(layer.weight()) for site in layers for layer in layers[site]])
         xp = namespace(activation)
         activation, weight = xp.clip(activation, min=SMALLEST), xp.clip(weight, min=SMALLEST)
