@@ -1,0 +1,71 @@
+"""A sample of a site, and what it tells of a layer, against doing everything."""
+
+import numpy as np
+import pytest
+
+from gs_core import Layer, LayerInfo, QuantizationScheme, numerics
+from gs_core.measuring import TOKENS, Measured, Watcher
+from gs_schemas import SCHEMES
+
+random = np.random.default_rng(0)
+X = (random.standard_normal((300, 24)) * np.exp(random.standard_normal(24)) + random.standard_normal(24) * 3).astype(
+    np.float32
+)
+
+
+class Held(Layer):
+    def __init__(self, weight: np.ndarray, scheme: QuantizationScheme):
+        super().__init__(LayerInfo("layer", 0, weight.shape, "input", "float32"))
+        self._weight, self.scheme = weight, scheme
+
+    def weight(self) -> np.ndarray:
+        return self._weight.copy()
+
+    def set_weight(self, weight: np.ndarray) -> None:
+        self._weight = weight
+
+
+def watched(x: np.ndarray, batches: int = 1) -> Watcher:
+    watcher = Watcher()
+    for part in np.array_split(x, batches):
+        watcher.update(part)
+    return watcher
+
+
+@pytest.mark.parametrize("batches", [1, 7, 300])
+def test_every_nth_token_is_kept_whatever_the_batches_are(batches):
+    x = np.arange(5 * TOKENS + 7, dtype=np.float32)[:, None] - 100
+    seen = watched(x, batches).result()
+    np.testing.assert_array_equal(seen.tokens, x[::4])
+    assert seen.low == -100 and seen.high == x.max() and seen.maxima == x.max()
+
+
+def test_what_was_seen_scales_with_the_channels():
+    scale = np.linspace(0.5, 4, 24, dtype=np.float32)
+    watcher = watched(X)
+    assert watcher.rescale(scale)
+    for got, wanted in zip(vars(watcher.result()).values(), vars(watched(X / scale).result()).values(), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shifted", [False, True], ids=["scale", "shift and scale"])
+@pytest.mark.parametrize("scheme", ["W8A8", "W8A8_STATIC", "W4A16"])
+def test_the_error_is_that_of_the_layer_computed_as_an_engine_does(scheme, shifted):
+    scheme = SCHEMES[scheme]
+    if scheme.weights.group_size:
+        scheme = scheme.model_copy(update={"weights": scheme.weights.model_copy(update={"group_size": 8})})
+    weight, bias = random.standard_normal((40, 24)).astype(np.float32), random.standard_normal(40)
+    scale = np.exp(random.standard_normal(24)).astype(np.float32)
+    shift = X.mean(axis=0) if shifted else None
+    arrived = (X - (0 if shift is None else shift)) / scale
+    if scheme.inputs is not None:
+        static = ()
+        if not scheme.inputs.dynamic:
+            ends = np.array([arrived.min()]), np.array([arrived.max()])
+            static = numerics.scale_from_range(*ends, scheme.inputs, "float32")
+        arrived = numerics.fake_quantize(arrived, scheme.inputs, *static)
+    layer = Held(weight, scheme)
+    rounded = numerics.dequantize(numerics.quantize_weight(weight * scale, layer.args, "float32"))
+    output = arrived @ rounded.T + bias + (0 if shift is None else weight @ shift)
+    wanted = ((output - (X @ weight.T + bias)) ** 2).sum(axis=1).mean()
+    assert Measured.of(layer, watched(X, 3).result()).error(scale, shift) == pytest.approx(wanted, rel=1e-3)

@@ -1,0 +1,98 @@
+"""``alpha: auto`` against running everything: each alpha, all tokens, all rows, by the formulas of the numbers."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from gs_core import Fold, Layer, LayerInfo, QuantizationScheme, numerics
+from gs_schemas import SCHEMES, SchemaError, validate
+from gs_smoothquant import Options, SmoothQuant
+from gs_smoothquant.automatic import ALPHAS, on_grid
+
+FEATURES = 24
+NORM = Fold("norm", ("input",), FEATURES)
+
+
+class Held(Layer):
+    def __init__(self, weight: np.ndarray, scheme: QuantizationScheme, name: str):
+        super().__init__(LayerInfo(name, 0, weight.shape, "input", "float32"))
+        self._weight, self.scheme = weight, scheme
+
+    def weight(self) -> np.ndarray:
+        return self._weight.copy()
+
+    def set_weight(self, weight: np.ndarray) -> None:
+        self._weight = weight
+
+
+def chosen(alpha: float | str, x: np.ndarray, layers: list[Layer], scheme: QuantizationScheme) -> np.ndarray:
+    """The scale that the plugin folds into the norm."""
+    plugin = SmoothQuant(Options(alpha=alpha))
+    accumulator = plugin.observe(site=None, scheme=scheme)
+    for part in np.array_split(x, 3):
+        accumulator.update(part)
+    block = SimpleNamespace(folds=lambda: [NORM])
+    (transform,) = plugin.smooth(block=block, layers=layers, observed={"input": accumulator.result()})
+    return transform.scale
+
+
+def error(scale: np.ndarray, x: np.ndarray, layers: list[Layer], scheme: QuantizationScheme) -> float:
+    """Squared error of all outputs, activations and weights quantized."""
+    smooth = x / scale
+    if scheme.inputs.dynamic:
+        seen = numerics.fake_quantize(smooth, scheme.inputs)
+    else:
+        ends = np.array([smooth.min()]), np.array([smooth.max()])
+        seen = numerics.fake_quantize(
+            smooth, scheme.inputs, *numerics.scale_from_range(*ends, scheme.inputs, "float32")
+        )
+    total = 0.0
+    for layer in layers:
+        rounded = numerics.dequantize(numerics.quantize_weight(layer.weight() * scale, layer.args, "float32"))
+        total += float(((seen @ rounded.T - x @ layer.weight().T).astype(np.float64) ** 2).sum())
+    return total
+
+
+def site(seed: int, spread: float, scheme: QuantizationScheme) -> tuple[np.ndarray, list[Layer]]:
+    """Activations with rare large values, whose channels differ in size by ``spread``, and two layers."""
+    random = np.random.default_rng(seed)
+    x = random.standard_t(3, (300, FEATURES)) * np.exp(spread * random.standard_normal(FEATURES))
+    weights = [random.standard_normal((rows, FEATURES)).astype(np.float32) for rows in (16, 40)]
+    return x.astype(np.float32), [Held(w, scheme, f"layer {i}") for i, w in enumerate(weights)]
+
+
+@pytest.mark.parametrize(("scheme", "stands"), [("W8A8", True), ("W8A8_STATIC", False)])
+@pytest.mark.parametrize("spread", [0.2, 1.0])
+@pytest.mark.parametrize("seed", range(2))
+def test_it_picks_the_alpha_that_computes_best_if_that_saves_a_quarter(scheme, stands, spread, seed):
+    """A scale per token follows rare large values; one for all tokens does not, and wants channels alike."""
+    scheme = SCHEMES[scheme]
+    x, layers = site(seed, spread, scheme)
+    every = [on_grid(chosen(alpha, x, layers, scheme)) for alpha in ALPHAS]
+    errors = [error(scale, x, layers, scheme) for scale in every]
+    half = chosen(0.5, x, layers, scheme)
+    assert (min(errors) > 0.75 * error(half, x, layers, scheme)) == stands
+    expected = half if stands else every[int(np.argmin(errors))]
+    np.testing.assert_array_equal(chosen("auto", x, layers, scheme), expected)
+
+
+@pytest.mark.parametrize("scheme", ["W8A8", "W8A8_STATIC"])
+def test_a_sample_of_many_tokens_picks_almost_as_well(scheme):
+    scheme = SCHEMES[scheme]
+    x, layers = site(0, 1.5, scheme)
+    x = np.concatenate([x * size for size in np.linspace(0.5, 1.5, 20, dtype=np.float32)])
+    best = min(error(chosen(alpha, x, layers, scheme), x, layers, scheme) for alpha in ALPHAS)
+    assert error(chosen("auto", x, layers, scheme), x, layers, scheme) < 1.35 * best
+
+
+def test_scales_lie_on_a_grid_of_powers():
+    scale = np.exp(np.random.default_rng(0).uniform(-11, 8, 200)).astype(np.float32)
+    steps = 64 * np.log2(on_grid(scale).astype(np.float64))
+    np.testing.assert_allclose(steps, np.round(steps), atol=1e-4)
+    np.testing.assert_allclose(on_grid(scale), scale, rtol=2 ** (1 / 128) - 1 + 1e-6)
+
+
+def test_an_alpha_that_is_neither_a_number_nor_auto_is_an_error():
+    with pytest.raises(SchemaError, match="smoothquant: alpha: got 'best'; give a number from 0 to 1, or auto"):
+        validate(Options, {"alpha": "best"}, "smoothquant")
