@@ -55,26 +55,26 @@ def error(scale: np.ndarray, x: np.ndarray, layers: list[Layer], scheme: Quantiz
 
 
 def site(seed: int, spread: float, scheme: QuantizationScheme) -> tuple[np.ndarray, list[Layer]]:
-    """Activations whose channels differ in size, the more the larger ``spread``, and two layers."""
+    """Activations with rare large values, whose channels differ in size by ``spread``, and two layers."""
     random = np.random.default_rng(seed)
-    x = random.standard_normal((300, FEATURES)) * np.exp(spread * random.standard_normal(FEATURES))
+    x = random.standard_t(3, (300, FEATURES)) * np.exp(spread * random.standard_normal(FEATURES))
     weights = [random.standard_normal((rows, FEATURES)).astype(np.float32) for rows in (16, 40)]
     return x.astype(np.float32), [Held(w, scheme, f"layer {i}") for i, w in enumerate(weights)]
 
 
-@pytest.mark.parametrize(("scheme", "spread", "usual"), [("W8A8", 0.2, True), ("W8A8", 1.0, None),
-                         ("W8A8", 2.5, None), ("W8A8_STATIC", 1.0, False), ("W8A8_STATIC", 2.5, None)])  # fmt: skip
+@pytest.mark.parametrize(("scheme", "stands"), [("W8A8", True), ("W8A8_STATIC", False)])
+@pytest.mark.parametrize("spread", [0.2, 1.0])
 @pytest.mark.parametrize("seed", range(2))
-def test_it_picks_the_alpha_that_computes_best_if_that_saves_a_quarter(scheme, spread, usual, seed):
+def test_it_picks_the_alpha_that_computes_best_if_that_saves_a_quarter(scheme, stands, spread, seed):
+    """A scale per token follows rare large values; one for all tokens does not, and wants channels alike."""
     scheme = SCHEMES[scheme]
     x, layers = site(seed, spread, scheme)
     every = [on_grid(chosen(alpha, x, layers, scheme)) for alpha in ALPHAS]
     errors = [error(scale, x, layers, scheme) for scale in every]
-    assert max(errors) > 1.1 * min(errors)  # it matters which
-    half, best = ALPHAS.index(0.5), int(np.argmin(errors))
-    expected = best if errors[best] <= 0.75 * errors[half] else half
-    assert usual is None or (expected == half) == usual
-    np.testing.assert_array_equal(chosen("auto", x, layers, scheme), every[expected])
+    half = chosen(0.5, x, layers, scheme)
+    assert (min(errors) > 0.75 * error(half, x, layers, scheme)) == stands
+    expected = half if stands else every[int(np.argmin(errors))]
+    np.testing.assert_array_equal(chosen("auto", x, layers, scheme), expected)
 
 
 @pytest.mark.parametrize("scheme", ["W8A8", "W8A8_STATIC"])

@@ -28,8 +28,7 @@ def search(
         expanded = fold.expand(candidate)
         return sum(layer.error(expanded) for layer in measured)
 
-    usual = on_grid(scale(USUAL))
-    best = min((on_grid(scale(alpha)) for alpha in ALPHAS), key=cost)
+    usual, best = scale(USUAL), min((on_grid(scale(alpha)) for alpha in ALPHAS), key=cost)
     return best if cost(best) <= MARGIN * cost(usual) else usual
 
 
