@@ -109,7 +109,7 @@ def test_a_recipe_comes_by_name_by_file_or_as_an_object(toy, tmp_path):
 CANNOT = {
     "an unknown algorithm": (
         {"algorithms": ["rounds"]},
-        r"no algorithm named 'rounds'; installed: again, centre, impostor, level, picky, round, scattering\. "
+        r"no algorithm named 'rounds'; installed: again, centre, impostor, level, picky, round, scattering, turn\. "
         r"Did you mean 'round'\?",
     ),
     "an unknown format": (
