@@ -108,7 +108,7 @@ def test_a_feature_that_is_always_zero_is_rounded_and_harms_no_other(
     step = np.repeat(found.scale, 64 // found.scale.shape[1], axis=1)
     if found.group_index is not None:
         step = found.scale[:, found.group_index]
-    inside = np.abs(values - weight)[:, dead] <= step[:, dead] * 0.5001
+    inside = np.abs(values - weight)[:, dead] <= np.abs(step)[:, dead] * 0.5001
     clipped = (found.codes == -8) | (found.codes == 7)
     assert (inside | clipped[:, dead]).all()
 
@@ -183,7 +183,20 @@ def test_the_observer_of_the_scheme_is_honoured(quantized, weight, x, static_gro
     narrow, wide = (
         quantized(weight, x, args, observer="scheme", static_groups=static_groups).scale for args in (clipping, INT4)
     )
-    assert narrow.mean() < 0.97 * wide.mean()
+    assert np.abs(narrow).mean() < 0.97 * np.abs(wide).mean()
+
+
+def test_scales_are_positive_where_that_is_asked(quantized, weight, x):
+    assert (quantized(weight, x, INT4).scale < 0).any()
+    assert (quantized(weight, x, INT4, signed_scales=False).scale > 0).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"static_groups": False}, {"act_order": False}], ids=str)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_sweeps_lower_the_output_error_at_every_width(quantized, weight, x, output_error, bits, options):
+    args = QuantizationArgs(format=f"int{bits}", granularity="group", group_size=16)
+    errors = [output_error(weight, quantized(weight, x, args, sweeps=n, **options), x) for n in (0, 1, 4)]
+    assert errors[2] < errors[1] < errors[0]
 
 
 @pytest.mark.parametrize(

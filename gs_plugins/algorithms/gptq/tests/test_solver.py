@@ -5,7 +5,7 @@ import pytest
 
 from gs_core import QuantizationArgs, numerics
 from gs_gptq import factor, solve
-from gs_gptq.solver import Grid
+from gs_gptq.grid import Grid
 
 ROWS, FEATURES, GROUP = 12, 48, 16
 # A number this close to the middle between two codes could go either way in float32. None of the problems has one.
@@ -33,9 +33,9 @@ def fitted(weight: np.ndarray, args: QuantizationArgs) -> tuple[np.ndarray, np.n
 
 def solved(weight: np.ndarray, hessian: np.ndarray, grid: Grid, block_size: int, choose=None) -> np.ndarray:
     """``solve`` takes features from the last to the first: here the first is the first to be taken."""
-    lower, _, _ = factor(hessian[::-1, ::-1].copy(), 0.01)
+    factors = factor(hessian[::-1, ::-1].copy(), 0.01)
     groups = [i * len(grid.scale) // FEATURES for i in reversed(range(FEATURES))]
-    return solve(weight[:, ::-1].copy(), lower, groups, grid, block_size, choose)[:, ::-1]
+    return solve(weight[:, ::-1].copy(), factors, groups, grid, block_size, choose)[:, ::-1]
 
 
 def per_column(array: np.ndarray | None, size: int) -> np.ndarray:
@@ -45,8 +45,8 @@ def per_column(array: np.ndarray | None, size: int) -> np.ndarray:
 
 def forwards(weight: np.ndarray, hessian: np.ndarray, groups: list[int], *rest) -> np.ndarray:
     """``solve`` on the features back to front, for it takes the last one first and the textbook the first."""
-    feedback, _, _ = factor(np.ascontiguousarray(hessian[::-1, ::-1]), 0.01)
-    return solve(weight[:, ::-1], feedback, groups[::-1], *rest)[:, ::-1]
+    factors = factor(np.ascontiguousarray(hessian[::-1, ::-1]), 0.01)
+    return solve(weight[:, ::-1], factors, groups[::-1], *rest)[:, ::-1]
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])

@@ -4,7 +4,8 @@ Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-tr
 https://arxiv.org/abs/2210.17323.
 """
 
-from gs_gptq.plugin import GPTQ, Hessian, Options
-from gs_gptq.solver import factor, solve
+from gs_gptq.hessian import Factors, Hessian, factor
+from gs_gptq.plugin import GPTQ, Options
+from gs_gptq.solver import solve
 
-__all__ = ["GPTQ", "Hessian", "Options", "factor", "solve"]
+__all__ = ["GPTQ", "Factors", "Hessian", "Options", "factor", "solve"]

@@ -20,11 +20,12 @@ from gs_core import (
     numerics,
 )
 from gs_core.arrays import astype, device
-from gs_gptq.solver import Grid, factor, panels, solve
+from gs_gptq.grid import Grid
+from gs_gptq.hessian import SLICE, Factors, Hessian, factor, panels
+from gs_gptq.scales import weight_params
+from gs_gptq.solver import solve
 from gs_schemas import QuantizationArgs, QuantizationScheme
 
-SLICE = 512
-"""Rows of a Hessian that are worked on at a time."""
 ELEMENTS = 2**24
 """Weights in one problem: more rows make better use of each step, up to where they leave the cache anyway."""
 
@@ -38,6 +39,9 @@ class Options(Strict):
     block_size: features between two matrix products of feedback.
     observer: how scales are chosen: the scheme's own, or ``hessian``: the clipping that costs the least output
         error, each feature weighed by its conditional variance.
+    signed_scales: symmetric scales of up to four bits may be negative (``gs_gptq.scales``).
+    sweeps: how many times all codes and the scales of groups are looked at once more when the last is known. Each
+        costs the products of two first passes.
     """
 
     act_order: bool = True
@@ -45,51 +49,18 @@ class Options(Strict):
     damping: float = Field(0.01, ge=0.0, le=1.0)
     block_size: int = Field(128, gt=0)
     observer: str = Field("hessian", pattern="^(scheme|hessian)$")
-
-
-class Hessian(Accumulator):
-    """Second moments of a site's activations, ``Σ x xᵀ``, float32 ``(features, features)``.
-
-    Its ``result()`` is itself, and ``take()`` hands the matrix over: it can be larger than the weights, so there is
-    never a second one.
-    """
-
-    total: Array = None
-
-    def update(self, x: Array) -> None:
-        """Add to the lower triangle, panel by panel: half the products, and none as large as the whole."""
-        xp = namespace(x)
-        features = x.shape[1]
-        if self.total is None:
-            self.total = xp.zeros((features, features), dtype=x.dtype, device=device(x))
-        for a, b in panels(features, SLICE):
-            self.total[a:b, :b] += xp.permute_dims(x[:, a:b], (1, 0)) @ x[:, :b]
-
-    def rescale(self, scale: Array) -> bool:
-        for a, b in panels(scale.shape[0], SLICE):
-            self.total[a:b, :] /= scale[a:b, None] * scale[None, :]
-        return True
-
-    def result(self) -> "Hessian":
-        return self
-
-    def take(self) -> Array:
-        total, self.total = self.total, None
-        xp = namespace(total)
-        for a, b in panels(total.shape[0], SLICE):
-            corner = xp.tril(total[a:b, a:b])
-            total[a:b, a:b] = corner + xp.permute_dims(xp.tril(corner, k=-1), (1, 0))
-            total[a:b, b:] = xp.permute_dims(total[b:, a:b], (1, 0))
-        return total
+    signed_scales: bool = True
+    sweeps: int = Field(1, ge=0)
 
 
 @dataclass(frozen=True)
 class Factored:
-    """What the layers of a site share: ``order`` (position → feature, the last taken first), and the factors."""
+    """What the layers of a site share: ``order`` (position → feature, the last taken first), the factors, and what an
+    error in a feature costs when scales are chosen; both by position."""
 
     order: Array
-    feedback: Array
-    variance: Array
+    factors: Factors
+    importance: Array
 
     @property
     def position(self) -> Array:
@@ -142,10 +113,10 @@ class GPTQ(Algorithm):
             hessian[a:b, :] = xp.take(hessian[a:b, :], order, axis=1)
         for a, b in panels(hessian.shape[0], SLICE):
             hessian[:, a:b] = xp.take(hessian[:, a:b], order, axis=0)
-        feedback, variance, _ = factor(hessian, self.options.damping)
+        factors = factor(hessian, self.options.damping)
         # An error in a feature that is always zero costs nothing, so it has no say in the scales.
         alive = xp.take(diagonal, order, axis=0) > 0
-        return Factored(order, feedback, xp.where(alive, variance, xp.zeros_like(variance)))
+        return Factored(order, factors, xp.where(alive, factors.variance, xp.zeros_like(factors.variance)))
 
     def _solve(self, layers: list[Layer], site: Factored, args: QuantizationArgs, dtype: str) -> QuantizedTensor:
         weights = [layer.weight() for layer in layers]
@@ -155,31 +126,28 @@ class GPTQ(Algorithm):
         features, position = weight.shape[1], site.position
         by_cost = self.options.observer == "hessian"
         search = args.model_copy(update={"observer": "mse"}) if by_cost else args
-        cost = xp.take(site.variance, position, axis=0) if by_cost else None
-        scale, zero_point = numerics.weight_params(weight, search, dtype, cost)
+        cost = xp.take(site.importance, position, axis=0) if by_cost else None
+        params = weight_params if self.options.signed_scales else numerics.weight_params
+        grid = Grid(*params(weight, search, dtype, cost), args)
         size = args.group_size or features
         static = self.options.static_groups or args.granularity != "group"
         in_order = features - 1 - position  # the how-manieth each feature is taken
         stored = xp.arange(features, device=device(weight))
         group_of = (in_order if self.options.act_order and not static else stored) // size
         groups = [int(group) for group in xp.take(group_of, site.order, axis=0)]
-        grid = Grid(scale, zero_point, args)
 
         def choose(left: Array, first: int) -> tuple[Array, Array | None]:
             # One group, taken as a channel of its own.
             alone = search.model_copy(update={"granularity": "channel", "group_size": None})
-            return numerics.weight_params(left, alone, dtype, site.variance[first : first + size] if by_cost else None)
+            return params(left, alone, dtype, site.importance[first : first + size] if by_cost else None)
 
         ordered = xp.take(weight, site.order, axis=1)
         del weight
-        codes = solve(ordered, site.feedback, groups, grid, self.options.block_size, None if static else choose)
-        if not static:
-            scale = astype(xp.permute_dims(grid.scale, (1, 0)), numerics.scale_dtype(args, dtype))
-            zero_point = None if grid.zero_point is None else xp.permute_dims(grid.zero_point, (1, 0))
+        free = None if static else choose
+        codes = solve(ordered, site.factors, groups, grid, self.options.block_size, free, self.options.sweeps)
         return QuantizedTensor(
             xp.take(codes, position, axis=1),
-            scale,
-            None if zero_point is None else astype(zero_point, numerics.code_dtype(args)),
+            *grid.params(),
             args,
             astype(group_of, "int32") if self.options.act_order and not static else None,
         )

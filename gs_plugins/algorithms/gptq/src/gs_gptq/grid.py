@@ -1,0 +1,54 @@
+"""Scales and zero points as the solver uses them."""
+
+from gs_core import Array, namespace, numerics
+from gs_core.arrays import astype, device, dtype_name
+from gs_schemas import QuantizationArgs
+
+
+class Grid:
+    """Scales and zero points, one row for each group, ``(groups, rows)`` float32.
+
+    Every scale is one that ``dtype``, what it will be stored in, can say.
+    """
+
+    def __init__(self, scale: Array, zero_point: Array | None, args: QuantizationArgs):
+        self.args, self.dtype = args, dtype_name(scale)
+        self.code_dtype = numerics.code_dtype(args)
+        self.scale = transposed(scale)
+        self.zero_point = None if zero_point is None else transposed(zero_point)
+
+    def set(self, group: int, scale: Array, zero_point: Array | None) -> None:
+        """Replace one group's, ``(rows, 1)`` each."""
+        self.scale[group, :] = transposed(scale)[0, :]
+        if self.zero_point is not None and zero_point is not None:
+            self.zero_point[group, :] = transposed(zero_point)[0, :]
+
+    def round(self, x: Array, group: int) -> tuple[Array, Array]:
+        """Codes of one feature ``(rows,)``, and what they stand for."""
+        scale = self.scale[group, :]
+        zero_point = None if self.zero_point is None else self.zero_point[group, :]
+        codes = numerics.encode(x, scale, zero_point, self.args)
+        return codes, numerics.decode(codes, scale, zero_point)
+
+    def steps(self, codes: Array, group: int) -> Array:
+        """How many scales each code ``(..., rows)`` stands for, float32."""
+        steps = astype(codes, "float32")
+        return steps if self.zero_point is None else steps - self.zero_point[group, :]
+
+    def storable(self, scale: Array) -> Array:
+        """The nearest scales that can be stored."""
+        return astype(astype(scale, self.dtype), "float32")
+
+    def params(self) -> tuple[Array, Array | None]:
+        """Scales and zero points as they are stored, ``(rows, groups)``."""
+        xp = namespace(self.scale)
+        scale = astype(xp.permute_dims(self.scale, (1, 0)), self.dtype)
+        if self.zero_point is None:
+            return scale, None
+        return scale, astype(xp.permute_dims(self.zero_point, (1, 0)), self.code_dtype)
+
+
+def transposed(x: Array) -> Array:
+    """A float32 copy of the transpose, laid out row by row."""
+    xp = namespace(x)
+    return xp.permute_dims(astype(x, "float32"), (1, 0)) + xp.zeros((1, 1), dtype=xp.float32, device=device(x))

@@ -1,0 +1,121 @@
+"""The second moments of a site's activations, and their factorisation in the same memory."""
+
+from dataclasses import dataclass
+
+from gs_core import Accumulator, Array, namespace
+from gs_core.arrays import device
+
+SLICE = 512
+"""Rows of a Hessian that are worked on at a time."""
+MOST_DAMPING = 1.0
+PANEL = 256
+"""Features in a panel of the factorisation: small enough for the cache, large enough for its products."""
+
+
+class Hessian(Accumulator):
+    """Second moments of a site's activations, ``Σ x xᵀ``, float32 ``(features, features)``.
+
+    Its ``result()`` is itself, and ``take()`` hands the matrix over: it can be larger than the weights, so there is
+    never a second one.
+    """
+
+    total: Array = None
+
+    def update(self, x: Array) -> None:
+        """Add to the lower triangle, panel by panel: half the products, and none as large as the whole."""
+        xp = namespace(x)
+        features = x.shape[1]
+        if self.total is None:
+            self.total = xp.zeros((features, features), dtype=x.dtype, device=device(x))
+        for a, b in panels(features, SLICE):
+            self.total[a:b, :b] += xp.permute_dims(x[:, a:b], (1, 0)) @ x[:, :b]
+
+    def rescale(self, scale: Array) -> bool:
+        for a, b in panels(scale.shape[0], SLICE):
+            self.total[a:b, :] /= scale[a:b, None] * scale[None, :]
+        return True
+
+    def result(self) -> "Hessian":
+        return self
+
+    def take(self) -> Array:
+        total, self.total = self.total, None
+        xp = namespace(total)
+        for a, b in panels(total.shape[0], SLICE):
+            corner = xp.tril(total[a:b, a:b])
+            total[a:b, a:b] = corner + xp.permute_dims(xp.tril(corner, k=-1), (1, 0))
+            total[a:b, b:] = xp.permute_dims(total[b:, a:b], (1, 0))
+        return total
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A damped Hessian ``H = L D Lᵀ`` and its factors, float32.
+
+    matrix: ``(features, features)``: L, unit lower triangular, with H above the diagonal, so that both fit into the
+    memory of one. diagonal, variance: of H and D, ``(features,)``, positive. A feature's variance is what an error
+    in it costs when all those taken after it make up for it as well as they can. damping: what was used.
+    """
+
+    matrix: Array
+    diagonal: Array
+    variance: Array
+    damping: float
+
+
+def factor(hessian: Array, damping: float) -> Factors:
+    """Factorise ``hessian``, which is overwritten: it can be larger than the layers' weights.
+
+    ``damping`` times the mean of the diagonal is added to it, ten times more each time the factorisation fails or
+    is not finite. Features that were always zero get a diagonal of one: they neither give nor take feedback.
+    Raises ``ValueError`` when no damping makes it positive.
+    """
+    xp = namespace(hessian)
+    on_diagonal = xp.reshape(hessian, (-1,))[:: hessian.shape[0] + 1]
+    diagonal = on_diagonal + 0.0
+    mean = xp.mean(diagonal)
+    edges = panels(hessian.shape[0], PANEL)
+    corners = [hessian[a:b, a:b] + 0.0 for a, b in edges]
+    while damping <= MOST_DAMPING:
+        damped = xp.where(diagonal > 0, diagonal + damping * mean, xp.ones_like(diagonal))
+        on_diagonal[:] = damped
+        if _cholesky(hessian):
+            root = on_diagonal + 0.0
+            for (a, b), corner in zip(edges, corners, strict=True):
+                hessian[a:b, :b] /= root[None, :b]
+                hessian[a:b, a:b] = xp.tril(hessian[a:b, a:b]) + xp.triu(corner, k=1)
+            return Factors(hessian, damped, root * root, damping)
+        for (a, b), corner in zip(edges, corners, strict=True):  # above the diagonal it is as it was
+            hessian[a:b, a:b] = corner
+            hessian[b:, a:b] = xp.permute_dims(hessian[a:b, b:], (1, 0))
+        damping = max(damping, 1e-4) * 10
+    raise ValueError("the Hessian cannot be factorised: its values are not finite, or not of a Hessian")
+
+
+def _cholesky(matrix: Array) -> bool:
+    """Put the Cholesky factor on and below the diagonal, panel by panel; False when there is none.
+
+    The library's own would need a second matrix. Almost all of the work is in the products of panels.
+    """
+    xp = namespace(matrix)
+    edges = panels(matrix.shape[0], PANEL)
+    for number, (a, b) in enumerate(edges):
+        try:
+            corner = xp.linalg.cholesky(matrix[a:b, a:b])
+            inverse = xp.linalg.inv(corner)
+        except (RuntimeError, ValueError, ArithmeticError):  # LinAlgError is one of these in every namespace
+            return False
+        if not bool(xp.isfinite(xp.sum(corner) + xp.sum(inverse))):
+            return False
+        matrix[a:b, a:b] = corner
+        below = matrix[b:, a:b] @ xp.permute_dims(inverse, (1, 0))
+        matrix[b:, a:b] = below
+        for top, bottom in edges[number + 1 :]:
+            product = below[top - b : bottom - b, :] @ xp.permute_dims(below[: bottom - b, :], (1, 0))
+            matrix[top:bottom, b:bottom] -= product
+    return True
+
+
+def panels(size: int, step: int) -> list[tuple[int, int]]:
+    """Where ranges of ``step`` begin and end."""
+    return [(start, min(start + step, size)) for start in range(0, size, step)]
