@@ -1,0 +1,85 @@
+"""The clip search: how much of each range to give up for a finer step, judged at the layer's output.
+
+The paper takes each group alone. But the errors of a row add up before they are squared, so here a group is judged
+together with the others: of ``e M eᵀ``, with ``e`` the errors of a row, its own share and twice its product with
+the errors of the groups already chosen.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from gs_awq.ranges import Ranges
+from gs_core import Array, namespace, numerics
+from gs_core.arrays import device
+from gs_core.numerics.groups import height
+
+ROWS = 1024
+"""Rows of a weight that are worked on at a time."""
+
+
+def clip(
+    weight: Array, ranges: Ranges, moments: Array, ratios: Sequence[float], sweeps: int
+) -> tuple[Array, Array | None]:
+    """Scales and zero points ``(rows, groups)`` of a weight ``(out, in)``, scales in the dtype they are stored in.
+
+    moments: ``(in, in)``, see ``Moments``. ratios: parts of the range to choose from. sweeps: how often each group
+    is chosen; the first time by those before it, then by all others.
+    """
+    xp = namespace(weight)
+    together = height(weight.shape[0], ranges.args)
+    step = max(1, ROWS // together) * together
+    found = []
+    for start in range(0, weight.shape[0], step):
+        rows = weight[start : min(start + step, weight.shape[0]), :]
+        found.append(ranges.parameters(numerics.split(rows, ranges.args), _best(rows, ranges, moments, ratios, sweeps)))
+    scales, zero_points = zip(*found, strict=True)
+    return xp.concat(scales), None if zero_points[0] is None else xp.concat(zero_points)
+
+
+def _best(weight: Array, ranges: Ranges, moments: Array, ratios: Sequence[float], sweeps: int) -> Array:
+    """The best ratio of each range, ``(rows, groups)``."""
+    xp = namespace(weight)
+    args = ranges.args
+    # The columns that share a scale are a small weight of their own, and its scales have one column.
+    width = {"group": args.group_size, "block": (args.block_size or (0, 0))[1]}.get(args.granularity) or weight.shape[1]
+    alone = args.model_copy(update={"granularity": "channel", "group_size": None}) if args.group_size else args
+    ranges = replace(ranges, args=alone)
+    together = height(weight.shape[0], args)
+    best = xp.ones((weight.shape[0] // together, weight.shape[1] // width), dtype=weight.dtype, device=device(weight))
+    error = xp.zeros_like(weight)
+    for sweep in range(sweeps):
+        for group in range(best.shape[1]):
+            a, b = group * width, (group + 1) * width
+            part = weight[:, a:b] + 0.0
+            values, own = numerics.split(part, alone), moments[a:b, a:b]
+            error[:, a:b] = 0.0
+            chosen = a if sweep == 0 else weight.shape[1]
+            others = 2.0 * (error[:, :chosen] @ moments[:chosen, a:b])
+            least = xp.full((best.shape[0],), float("inf"), dtype=weight.dtype, device=device(weight))
+            for ratio in ratios:
+                missed = numerics.join(ranges.rounded(values, ratio), part.shape, alone) - part
+                cost = xp.sum((missed @ own + others) * missed, axis=1)
+                cost = xp.sum(xp.reshape(cost, (-1, together)), axis=1)
+                better = cost < least
+                least = xp.where(better, cost, least)
+                best[:, group] = xp.where(better, xp.full_like(least, ratio), best[:, group])
+                rows = xp.reshape(xp.broadcast_to(better[:, None], (best.shape[0], together)), (-1, 1))
+                error[:, a:b] = xp.where(rows, missed, error[:, a:b])
+    return best
+
+
+def best_of(weight: Array, ranges: Ranges, ratios: Sequence[float], importance: Array) -> Array:
+    """``weight`` ``(rows, in)`` rounded to nearest, each range clipped by the ratio that costs the least when every
+    feature is taken alone, weighed by its ``importance`` ``(in,)``."""
+    xp = namespace(weight)
+    values = numerics.split(weight, ranges.args)
+    best = ranges.rounded(values, ratios[0])
+    if len(ratios) > 1:
+        weights = numerics.split(xp.broadcast_to(importance, weight.shape), ranges.args)
+        least = xp.sum((best - values) ** 2 * weights, axis=-1, keepdims=True)
+        for ratio in ratios[1:]:
+            rounded = ranges.rounded(values, ratio)
+            cost = xp.sum((rounded - values) ** 2 * weights, axis=-1, keepdims=True)
+            best = xp.where(cost < least, rounded, best)
+            least = xp.minimum(cost, least)
+    return numerics.join(best, weight.shape, ranges.args)

@@ -1,0 +1,129 @@
+"""The clip search against trying everything on the activations themselves."""
+
+import numpy as np
+import pytest
+
+from gs_awq import AWQ, Options
+from gs_core import Fold, QuantizationArgs, numerics
+from gs_schemas import SchemaError, validate
+
+GROUP = QuantizationArgs(format="int4", granularity="group", group_size=16)
+CHANNEL = QuantizationArgs(format="int4")
+ROWS, FEATURES = 12, 64
+RATIOS = tuple(1 - i / 20 for i in range(10))
+
+
+@pytest.fixture
+def weight() -> np.ndarray:
+    return np.random.default_rng(0).standard_t(5, (ROWS, FEATURES)).astype(np.float32)
+
+
+@pytest.fixture
+def x(correlated) -> np.ndarray:
+    return correlated(0, tokens=200, features=FEATURES, rank=12, outliers=1)
+
+
+def clipped(weight: np.ndarray, args: QuantizationArgs, ratio: np.ndarray | float) -> np.ndarray:
+    """Rounded to nearest with each range clipped to a part of it, ``(rows, groups)``."""
+    low, high = numerics.minmax(numerics.split(weight, args))
+    parameters = numerics.scale_from_range(low * ratio, high * ratio, args, "float32")
+    return numerics.dequantize(numerics.quantize_with(weight, *parameters, args))
+
+
+def row_errors(weight: np.ndarray, values: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Squared error of each output over all activations, float64 ``(rows,)``."""
+    return ((x.astype(np.float64) @ (values.astype(np.float64) - weight).T) ** 2).sum(axis=0)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+def test_each_row_is_clipped_by_the_ratio_that_costs_the_least(quantized, weight, x, symmetric):
+    args = CHANNEL.model_copy(update={"symmetric": symmetric})
+    found = row_errors(weight, numerics.dequantize(quantized(weight, x, args, weight_clip_ratio=RATIOS)), x)
+    every = np.array([row_errors(weight, clipped(weight, args, np.float32(ratio)), x) for ratio in RATIOS])
+    assert len(set(every.argmin(axis=0))) > 2  # rows differ in what is best for them
+    np.testing.assert_allclose(found, every.min(axis=0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+def test_no_group_alone_could_do_better(quantized, weight, x, symmetric):
+    """Swept until it stands: another ratio for one group makes the row's output worse, all the others as they are."""
+    args = GROUP.model_copy(update={"symmetric": symmetric})
+    values = numerics.dequantize(quantized(weight, x, args, weight_clip_ratio=RATIOS, sweeps=20))
+    least = row_errors(weight, values, x)
+    for group in range(FEATURES // 16):
+        columns = slice(16 * group, 16 * (group + 1))
+        for ratio in RATIOS:
+            other = values.copy()
+            other[:, columns] = clipped(weight, args, np.float32(ratio))[:, columns]
+            assert (row_errors(weight, other, x) >= 0.9999 * least).all()
+
+
+@pytest.mark.parametrize("args", [GROUP, CHANNEL, QuantizationArgs(format="int4", granularity="block",
+                         block_size=(4, 16)), QuantizationArgs(format="int4", granularity="tensor")],
+                         ids=["group", "channel", "block", "tensor"])  # fmt: skip
+def test_the_more_it_sweeps_the_less_it_costs(quantized, weight, x, output_error, args):
+    """And never more than without clipping."""
+    plain = output_error(weight, clipped(weight, args, 1.0), x)
+    once, twice, often = (output_error(weight, quantized(weight, x, args, sweeps=n), x) for n in (1, 2, 6))
+    assert once < plain and twice <= 1.0001 * once and often <= 1.0001 * twice
+
+
+def test_groups_make_up_for_each_other(quantized, weight, x):
+    """Each group by itself, as the paper has it, costs more than all of a row together."""
+    alone = np.concatenate(
+        [
+            numerics.dequantize(quantized(weight[:, a : a + 16], x[:, a : a + 16], CHANNEL, weight_clip_ratio=RATIOS))
+            for a in range(0, FEATURES, 16)
+        ],
+        axis=1,
+    )
+    together = numerics.dequantize(quantized(weight, x, GROUP, weight_clip_ratio=RATIOS, sweeps=2))
+    assert row_errors(weight, together, x).sum() < 0.95 * row_errors(weight, alone, x).sum()
+
+
+@pytest.mark.parametrize(
+    ("granularity", "rounding", "limit"), [("group", 9.7e-3, 2.93e-3), ("channel", 1.49e-2, 5.7e-3)]
+)
+def test_a_layer_that_golden_stick_was_measured_on(
+    scaled, quantized, held, correlated, output_error, granularity, rounding, limit
+):
+    """512 → 256, correlated inputs, six outlier channels: the errors of rounding, and of Golden Stick 1.4.1's AWQ."""
+    args = QuantizationArgs(format="int4", granularity=granularity, group_size=64 if granularity == "group" else None)
+    x = correlated(seed=0, tokens=512, features=512, rank=56, outliers=6)
+    weight = (0.05 * np.random.default_rng(0).standard_normal((256, 512))).astype(np.float32)
+    plain = output_error(weight, numerics.quantize_weight(weight, args, "float32"), x)
+    assert plain == pytest.approx(rounding, rel=0.2)  # the layer is as hard as that one
+    scale = scaled(Fold("norm", ("site",), 512), [held(weight, args)], {"site": x})
+    found = quantized(weight * scale, x / scale, args)
+    assert output_error(weight, numerics.dequantize(found) / scale, x) < limit * min(1, plain / rounding)
+
+
+# --- options -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"smooth_alpha": 1.5}, "smooth_alpha"),
+        ({"smooth_alpha": []}, "smooth_alpha"),
+        ({"weight_clip_ratio": 0.0}, "weight_clip_ratio"),
+        ({"weight_clip_ratio": [0.5, 1.5]}, "weight_clip_ratio"),
+        ({"sweeps": 0}, "sweeps: got 0"),
+        ({"bogus": 1}, "bogus: no such field"),
+    ],
+)
+def test_an_option_that_cannot_be_is_an_error_that_names_it(options, message):
+    with pytest.raises(SchemaError, match=message):
+        validate(Options, options, "awq")
+
+
+def test_a_number_is_a_list_of_one():
+    assert Options(smooth_alpha=0.5, weight_clip_ratio=1).smooth_alpha == (0.5,)
+    assert Options(weight_clip_ratio=1).weight_clip_ratio == (1.0,)
+
+
+def test_a_layer_that_no_token_reached_is_rounded_to_nearest(held, weight):
+    found = AWQ().quantize(layers=[held(weight, GROUP)], observed={})["layer"]
+    expected = numerics.quantize_weight(weight, GROUP, "float32")
+    np.testing.assert_array_equal(found.codes, expected.codes)
+    np.testing.assert_array_equal(found.scale, expected.scale)
