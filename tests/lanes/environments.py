@@ -115,7 +115,7 @@ def _make(folder: Path, python: Path, requirements: Path, lock: int) -> None:
 
 
 def _run(steps: Sequence[Sequence[str | Path]], folder: Path, lock: int) -> None:
-    """Carry out commands that make `folder`, one after the other. Raises `EnvironmentFailed` at the first that fails."""
+    """Carry out the commands that make `folder`. Raises `EnvironmentFailed` at the first that fails."""
     log = Path(f"{folder}.log")
     variables = {k: v for k, v in os.environ.items() if k != "PIP_CONSTRAINT"}  # that one is for our own
     with log.open("a") as output:

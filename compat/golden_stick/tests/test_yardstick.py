@@ -75,10 +75,7 @@ def layer(mindspore):
     return make
 
 
-LONE = pytest.mark.xfail(reason="smoothquant leaves no scale at a site that nothing produces")
-
-
-@pytest.mark.parametrize("row", [pytest.param(row, marks=LONE) if row == "a8w8 smooth" else row for row in ROWS])
+@pytest.mark.parametrize("row", ROWS)
 def test_no_row_is_worse_than_golden_sticks_best(row, layer):
     import mindspore as ms
     import mindspore_gs.ptq as gs
