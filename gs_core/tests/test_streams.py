@@ -21,7 +21,7 @@ def given(monkeypatch):
         copied = [
             [(t, None if p is None else from_raw(p["hidden"])) for t, p in s] for s in (data.batches, data.floats)
         ]
-        found[block.index] = Data(*copied, [from_raw(t["hidden"]) for t in data.targets], data.as_seen)
+        found[block.index] = Data(*copied, [from_raw(t["hidden"]) for t in data.targets], as_seen=data.as_seen)
         return quantize(self, block, layers, observed, data, record)
 
     monkeypatch.setattr(Centring, "quantize", keep)

@@ -82,6 +82,6 @@ def test_an_unknown_preset_gets_the_nearest_one():
     with pytest.raises(SchemaError) as caught:
         recipe("W4A16_GPTQ")
     assert str(caught.value).startswith(
-        "recipe: no recipe named 'W4A16_GPTQ'; there are: kv-fp8, kv8, w4a16-asym-gptq, "
+        "recipe: no recipe named 'W4A16_GPTQ'; there are: kv-fp8, kv8, w4a16-asym-autoround, "
     )
     assert str(caught.value).endswith("Did you mean 'w4a16-gptq'?")

@@ -13,10 +13,15 @@ DEFAULT = {
     "golden-stick-hf": "adapters/hf",
     "golden-stick-rtn": "gs_plugins/algorithms/rtn",
     "golden-stick-smoothquant": "gs_plugins/algorithms/smoothquant",
-    "golden-stick-kv-cache": "gs_plugins/algorithms/kv_cache",
-    "golden-stick-hadamard": "gs_plugins/algorithms/hadamard",
+    "golden-stick-osp": "gs_plugins/algorithms/osp",
+    "golden-stick-awq": "gs_plugins/algorithms/awq",
     "golden-stick-gptq": "gs_plugins/algorithms/gptq",
+    "golden-stick-autoround": "gs_plugins/algorithms/autoround",
+    "golden-stick-hadamard": "gs_plugins/algorithms/hadamard",
+    "golden-stick-kv-cache": "gs_plugins/algorithms/kv_cache",
+    "golden-stick-mixed-precision": "gs_plugins/algorithms/mixed_precision",
     "golden-stick-compressed-tensors": "gs_plugins/formats/compressed_tensors",
+    "golden-stick-mindspore-formats": "gs_plugins/formats/golden_stick",
 }
 
 

@@ -35,12 +35,13 @@ SCHEMES: dict[str, QuantizationScheme] = {scheme.name: scheme for scheme in (*_L
 
 # Four bits leave no room for outliers anywhere: R4 too, for engines that compute it.
 _HADAMARD = {"hadamard": {"r4": True}}
+_MIXED = {"mixed_precision": {"bits": 5, "candidates": ["W4A16", "W8A16"]}}
 _ALGORITHMS: dict[str, tuple[list[str | dict[str, Any]], ...]] = {
-    "W4A16": (["rtn"], ["gptq"]),
-    "W4A16_ASYM": (["rtn"], ["gptq"]),
+    "W4A16": (["rtn"], ["gptq"], ["awq"], ["awq", "gptq"], ["autoround"], [_MIXED, "gptq"]),
+    "W4A16_ASYM": (["rtn"], ["gptq"], ["awq"], ["autoround"]),
     "W8A16": (["rtn"], ["gptq"]),
-    "W8A8": (["rtn"], ["gptq"], ["smoothquant", "rtn"], ["smoothquant", "gptq"]),
-    "W8A8_STATIC": (["rtn"], ["gptq"], ["smoothquant", "rtn"], ["smoothquant", "gptq"]),
+    "W8A8": (["rtn"], ["gptq"], ["smoothquant", "rtn"], ["smoothquant", "gptq"], ["osp", "rtn"]),
+    "W8A8_STATIC": (["rtn"], ["gptq"], ["smoothquant", "rtn"], ["smoothquant", "gptq"], ["osp", "rtn"]),
     "W4A4": (["rtn"], [_HADAMARD, "rtn"], [_HADAMARD, "gptq"]),
     "KV8": (["kv_cache"],),
     "KV_FP8": (["kv_cache"],),
@@ -58,7 +59,7 @@ def _recipe_name(scheme: str, algorithms: list[str | dict[str, Any]]) -> str:
     layers = [a for algorithm in algorithms for a in ([algorithm] if isinstance(algorithm, str) else algorithm)]
     layers = [a for a in layers if a != "kv_cache"]
     tail = layers if len(layers) == 1 else [a for a in layers if a != "rtn"]
-    return "-".join([scheme.lower().replace("_", "-"), *tail])
+    return "-".join([scheme, *tail]).lower().replace("_", "-")
 
 
 RECIPES: dict[str, Recipe] = {
