@@ -122,9 +122,10 @@ def test_a_quantized_network_takes_its_file(llama, tokens, tmp_path):
 def test_on_ascend_the_fused_operators_are_called_as_they_are_declared(mindspore):
     import inspect
 
-    from gs_mindformers.cells.cache import QuantizedCache
     from mindformers.modules.paged_attention_mgr import PagedAttentionMgr
     from mindspore import Tensor, ops
+
+    from gs_mindformers.cells.cache import QuantizedCache
 
     cell = PagedAttentionMgr(4, 16, 2, (8, 4, 2, 16), compute_dtype=mindspore.float16)
     cache, called = QuantizedCache(cell), {}
