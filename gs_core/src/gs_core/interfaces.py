@@ -464,6 +464,7 @@ class Data:
     floats: the same batches, no block quantized; targets: what the float block returns for ``floats``, as ``run``
         returned it. Both empty unless the algorithm needs the float stream.
     sizes: samples in each batch.
+    start: what the algorithm before made of the layers, by layer name, for an algorithm that ``refines``.
     as_seen: makes the block's activations what an engine will see under its scheme. Not to be differentiated.
     """
 
@@ -471,6 +472,7 @@ class Data:
     floats: Sequence[Batch] = ()
     targets: Sequence[Mapping[str, RawTensor]] = ()
     sizes: Sequence[int] = ()
+    start: Mapping[str, QuantizedTensor] = field(default_factory=dict)
     as_seen: OnSite = lambda name, x: None
 
 
@@ -481,6 +483,8 @@ class Algorithm:
     """
 
     Options: ClassVar[type[Strict]] = Strict
+    refines: ClassVar[bool] = False
+    """Whether it can start from what another algorithm made: then that one may stand before it (``data.start``)."""
 
     def __init__(self, options: Any = None):
         self.options: Any = options if options is not None else self.Options()

@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
@@ -123,7 +123,7 @@ class _Line:
         if not self._float_stream:
             return Data(self._data(), sizes=sizes, as_seen=watch.as_seen())
         targets = Returned(self.journal, self.index, len(self.batches), FLOAT)
-        return Data(self._data(), self._data(FLOAT), targets, sizes, watch.as_seen())
+        return Data(self._data(), self._data(FLOAT), targets, sizes, as_seen=watch.as_seen())
 
     def _recorder(self, block: Block, algorithm: str) -> Record:
         def record(**facts: Any) -> None:
@@ -231,10 +231,21 @@ class _Line:
                 continue
             self._stage("quantize")
             data, record = self._all_data(watch), self._recorder(block, name)
+            data = replace(data, start=self._start(block, mine, watch))
             tensors = self.stages.quantize(name, block, mine, watch.observed(name), data, record)
             self._stage("pack")
             for layer in mine:
                 self._pack(block, layer, tensors[layer.name], watch, static.get(layer.site))
+
+    def _start(self, block: Block, layers: Sequence[Layer], watch: Watch) -> dict[str, QuantizedTensor]:
+        """What the algorithms make of these layers whose results the last one refines."""
+        found: dict[str, QuantizedTensor] = {}
+        for name in self._algorithms("quantize"):
+            earlier = [layer for layer in layers if name in self.rows[layer.name].algorithms[:-1]]
+            if earlier and not implements(self.plan.algorithms[name], "smooth"):
+                data, record = self._all_data(watch), self._recorder(block, name)
+                found |= self.stages.quantize(name, block, earlier, watch.observed(name), data, record)
+        return found
 
     def _pack(
         self, block: Block, layer: Layer, tensor: QuantizedTensor, watch: Watch, static: StaticInput | None

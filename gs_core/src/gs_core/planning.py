@@ -357,7 +357,8 @@ def _rotate(model: Model, algorithms: Mapping[str, Algorithm], problems: "_Probl
 
 def _order(algorithms: Mapping[str, Algorithm]) -> list[str]:
     """The last of a layer's algorithms quantizes it. One before it that could quantize too must have something else
-    to do: then it does only that (``[awq, gptq]``: awq's scales, gptq's rounding)."""
+    to do: then it does only that (``[awq, gptq]``: awq's scales, gptq's rounding), unless the last one refines its
+    result (``[gptq, autoround]``)."""
     names = list(algorithms)
     quantizers = [n for n, a in algorithms.items() if implements(a, "quantize")]
     if not quantizers:
@@ -365,7 +366,7 @@ def _order(algorithms: Mapping[str, Algorithm]) -> list[str]:
     if names[-1] != quantizers[-1]:
         return [f"algorithms {names}: '{quantizers[-1]}' quantizes and must come last"]
     idle = [n for n in quantizers[:-1] if not implements(algorithms[n], "smooth")]
-    if idle:
+    if len(idle) > algorithms[names[-1]].refines:
         return [f"algorithms {names}: {' and '.join([*idle, names[-1]])} both quantize; keep one of them"]
     return []
 

@@ -51,7 +51,7 @@ def treat(algorithm: Any, block: Block, scheme: QuantizationScheme, batches: Seq
     watch.run()
 
     def data() -> Data:
-        return Data(batches, batches, targets, [len(tokens) for tokens, _ in batches], watch.as_seen())
+        return Data(batches, batches, targets, [len(tokens) for tokens, _ in batches], as_seen=watch.as_seen())
 
     transforms = []
     if implements(algorithm, "smooth"):

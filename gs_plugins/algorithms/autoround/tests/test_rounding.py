@@ -1,5 +1,7 @@
 """What is learned of one layer: forwards as the paper writes it, backwards as autograd would have it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,9 +50,10 @@ class Straight(torch.autograd.Function):
         return gradient
 
 
-def paper(weight, args, offset, keep_low, keep_high):
-    """Equations 2 and 3 of the paper, differentiable; scale and zero point by this project's convention."""
-    values, number = numerics.split(weight, args), args.number
+def paper(weight, args, sign, offset, keep_low, keep_high):
+    """Equations 2 and 3 of the paper, differentiable; scale and zero point by this project's convention, and groups
+    turned whose scale is negative."""
+    values, number = numerics.split(weight, args) * sign[..., None], args.number
     low, high = values.amin(-1) * keep_low, values.amax(-1) * keep_high
     if args.symmetric:
         scale, zero_point = torch.maximum(low.abs(), high.abs()) * 2 / (number.maximum - number.minimum), 0.0
@@ -58,14 +61,14 @@ def paper(weight, args, offset, keep_low, keep_high):
         scale = (high - low) / (number.maximum - number.minimum)
         zero_point = (number.minimum - Straight.apply(low / scale))[..., None]
     codes = Straight.apply(values / scale[..., None] + offset) + zero_point
-    values = (codes.clamp(number.minimum, number.maximum) - zero_point) * scale[..., None]
+    values = (codes.clamp(number.minimum, number.maximum) - zero_point) * (sign * scale)[..., None]
     return numerics.join(values, weight.shape, args)
 
 
 @each
 def test_the_weight_is_the_papers(args, moved, weight):
     rounding = moved(args)
-    found = paper(weight, args, rounding.offset, rounding.keep_low, rounding.keep_high)
+    found = paper(weight, args, rounding.sign, rounding.offset, rounding.keep_low, rounding.keep_high)
     torch.testing.assert_close(rounding.weight.detach(), found)
 
 
@@ -84,7 +87,7 @@ def test_steps_go_where_autograd_says(args, moved, weight):
     rounding, step = moved(args), 1e-3
     learned = [t.clone().requires_grad_() for t in (rounding.offset, rounding.keep_low, rounding.keep_high)]
     towards = torch.randn(weight.shape, generator=torch.Generator().manual_seed(2))
-    (paper(weight, args, *learned) * towards).sum().backward()
+    (paper(weight, args, rounding.sign, *learned) * towards).sum().backward()
     rounding.weight.grad = towards.clone()
     rounding.update(step)
     outermost = 2 * step / (args.number.maximum - args.number.minimum)
@@ -104,11 +107,37 @@ def test_offsets_choose_between_the_two_codes_around_a_weight(args, held, weight
     for _ in range(8):
         rounding.weight.grad = torch.ones(weight.shape)
         rounding.update(0.1)
-    assert rounding.offset.min() == -LARGEST_OFFSET
+    assert rounding.offset.abs().max() == LARGEST_OFFSET
     rounding = Rounding(held(weight, args), None)
     rounding.offset = LARGEST_OFFSET * torch.randn(rounding.offset.shape).sign()
     rounding.refresh()
     assert (rounding.tensor().codes.int() - nearest).abs().max() == 1
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_it_starts_from_what_another_algorithm_made(kind, sign, dtype, held, weight):
+    args = ARGS[f"group {kind}"]
+    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
+    start = numerics.quantize_weight(weight + 0.3 * noise, args, dtype)
+    start = replace(start, scale=sign * start.scale) if args.symmetric else start
+    rounding = Rounding(held(weight, args, dtype), None, start)
+    found = rounding.tensor()
+    assert torch.equal(found.codes, start.codes)
+    torch.testing.assert_close(found.scale, start.scale)
+    assert start.zero_point is None or torch.equal(found.zero_point, start.zero_point)
+
+
+def test_narrow_scales_take_the_sign_that_reaches_further(held):
+    """The one positive value of largest magnitude becomes the code that has no opposite."""
+    weight = torch.tensor([[0.2, -0.4, 1.6, 0.0] * 4, [0.2, 0.4, -1.6, 0.0] * 4])
+    narrow, wide = (QuantizationArgs(format=f"int{bits}", granularity="channel") for bits in (4, 8))
+    found = Rounding(held(weight, narrow), None)
+    assert found.tensor().scale.sign().flatten().tolist() == [-1, 1]
+    assert found.tensor().codes.amin(1).tolist() == [-8, -8]
+    torch.testing.assert_close(found.weight.detach(), weight, rtol=0.01, atol=0)
+    assert (Rounding(held(weight, wide), None).tensor().scale > 0).all()
 
 
 def test_without_a_gradient_nothing_moves(held, weight):

@@ -67,9 +67,10 @@ class Power(Accumulator):
 
 
 class AutoRound(Algorithm):
-    """Layers that no token reached keep the roundings they start from."""
+    """Layers that no token reached keep the roundings they start from: an earlier algorithm's, or those to nearest."""
 
     Options = Options
+    refines = True
 
     def unsupported(self, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:
         if scheme.weights is not None and not scheme.weights.number.is_integer:
@@ -92,7 +93,7 @@ class AutoRound(Algorithm):
         from gs_autoround.rounding import Rounding
 
         chosen = self.options
-        roundings = [Rounding(layer, observed.get(layer.site)) for layer in layers]
+        roundings = [Rounding(layer, observed.get(layer.site), data.start.get(layer.name)) for layer in layers]
         if not chosen.steps:
             return {rounding.name: rounding.tensor() for rounding in roundings}
         rate = chosen.learning_rate or 1 / chosen.steps

@@ -7,7 +7,9 @@ from gs_core.arrays import astype
 
 LARGEST_OFFSET = 0.5
 """In steps of the scale: an offset chooses between the two codes around a weight."""
-RANGE = (0.05, 1.0)
+SIGNED_BITS = 4
+"""Symmetric scales of codes this narrow may be negative."""
+RANGE = (0.05, 1.2)
 """How much of its full range a scale may keep."""
 
 
@@ -19,22 +21,44 @@ class Rounding:
     scale's is summed over its group. No graph of the weights is built.
 
     importance: float32 ``(in,)``, how much an error in each input feature matters; None: all the same. Scales start
-    at the clipping that costs the least by it.
+    at the clipping that costs the least by it. start: codes and scales to start from instead.
     """
 
-    def __init__(self, layer: Layer, importance: torch.Tensor | None):
+    def __init__(self, layer: Layer, importance: torch.Tensor | None, start: QuantizedTensor | None = None):
         self.name, self.args, self._shape = layer.name, layer.args, layer.shape
         self._dtype = numerics.scale_dtype(layer.args, layer.dtype)
-        self._values = numerics.split(layer.weight(), self.args)
+        values = numerics.split(layer.weight(), self.args)
+        # Groups are turned so that their scale is positive, and turned back with the scale.
+        self.sign = self._wider_below(values) if start is None else start.scale.float().sign()
+        self._values = values * self.sign[..., None]
         # Rows to work on at a time, so that what an expression leaves behind stays in the cache.
         self._slices = [rows for rows, _ in numerics.slices(self._values.flatten(1))]
-        low, high = numerics.minmax(self._values)
-        # An asymmetric range always holds zero.
-        self._low, self._high = (low, high) if self.args.symmetric else (low.clamp(max=0), high.clamp(min=0))
-        self.keep_low = self._best_fractions(importance)
+        if start is None:
+            low, high = numerics.minmax(self._values)
+            # An asymmetric range always holds zero.
+            self._low, self._high = (low, high) if self.args.symmetric else (low.clamp(max=0), high.clamp(min=0))
+            self.keep_low = self._best_fractions(importance)
+            self.offset = torch.zeros_like(self._values)
+        else:
+            self._low, self._high = _covered(start)
+            self.keep_low = torch.ones_like(self._low)
+            self.offset = self._offsets_to(start)
         self.keep_high = self.keep_low.clone()
-        self.offset = torch.zeros_like(self._values)
+        self._first = self.offset.clone()
         self.refresh()
+
+    def _offsets_to(self, start: QuantizedTensor) -> torch.Tensor:
+        """What puts every weight right on its code."""
+        zero_point = 0.0 if start.zero_point is None else start.zero_point.float()[..., None]
+        codes = numerics.split(start.codes.float(), self.args) - zero_point
+        return codes - self._values / start.scale.float().abs()[..., None]
+
+    def _wider_below(self, values: torch.Tensor) -> torch.Tensor:
+        """-1 for groups whose scale shall be negative, ``(rows, groups)``: narrow symmetric codes reach a step further
+        below zero than above it, and a sign gives that step to the side that needs it."""
+        low, high = numerics.minmax(values)
+        worthwhile = self.args.symmetric and self.args.number.kind == "int" and self.args.number.bits <= SIGNED_BITS
+        return torch.where((high > -low) & worthwhile, -1.0, 1.0)
 
     def _best_fractions(self, importance: torch.Tensor | None) -> torch.Tensor:
         cost = None if importance is None else numerics.split(importance.expand(self._shape), self.args)
@@ -54,7 +78,7 @@ class Rounding:
         for rows in self._slices:
             codes, _, _ = self._encode(rows)
             scale, zero_point = self._grid(rows)
-            values[rows] = (codes - zero_point) * scale
+            values[rows] = (codes - zero_point) * (scale * self.sign[rows, :, None])
         self.weight = numerics.join(values, self._shape, self.args).requires_grad_()
 
     def _grid(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor | float]:
@@ -73,8 +97,9 @@ class Rounding:
         """The layer as it is rounded now: codes and scales are those that ``weight`` was computed with."""
         dtype = numerics.code_dtype(self.args)
         codes = torch.cat([astype(self._encode(rows)[0], dtype) for rows in self._slices])
+        scale = self.scale * self.sign.to(self.scale.dtype)
         zero_point = None if self.zero_point is None else astype(self.zero_point, dtype)
-        return QuantizedTensor(numerics.join(codes, self._shape, self.args), self.scale, zero_point, self.args)
+        return QuantizedTensor(numerics.join(codes, self._shape, self.args), scale, zero_point, self.args)
 
     # --- backwards -------------------------------------------------------------------------------------------
 
@@ -86,7 +111,7 @@ class Rounding:
         """
         if self.weight.grad is None:
             return
-        gradient = numerics.split(self.weight.grad, self.args)
+        gradient = numerics.split(self.weight.grad, self.args) * self.sign[..., None]
         to_scale, to_zero_point = torch.zeros_like(self._low), torch.zeros_like(self._low)
         for rows in self._slices:
             codes, free, steps = self._encode(rows)
@@ -95,7 +120,7 @@ class Rounding:
             to_scale[rows] = (gradient[rows] * (codes - zero_point) - passed * steps).sum(-1)
             to_zero_point[rows] = ((passed - gradient[rows]) * scale).sum(-1)
             self.offset[rows] -= step * passed.sign()
-        self.offset.clamp_(-LARGEST_OFFSET, LARGEST_OFFSET)
+        self.offset.clamp_(self._first - LARGEST_OFFSET, self._first + LARGEST_OFFSET)
         outermost = 2 * step / (self.args.number.maximum - self.args.number.minimum)
         for keep, slope in zip((self.keep_low, self.keep_high), self._to_range(to_scale, to_zero_point), strict=True):
             keep.sub_(outermost * slope.sign()).clamp_(*RANGE)
@@ -111,3 +136,13 @@ class Rounding:
         scale = self.scale.float()
         slope = (to_scale + to_zero_point * low / scale**2) / codes
         return (-to_zero_point / scale - slope) * self._low, slope * self._high
+
+
+def _covered(start: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The range that leads to these scales and zero points."""
+    scale, number = start.scale.float().abs(), start.args.number
+    if start.zero_point is None:
+        half = scale * (number.maximum - number.minimum) / 2
+        return -half, half
+    zero_point = start.zero_point.float()
+    return (number.minimum - zero_point) * scale, (number.maximum - zero_point) * scale
