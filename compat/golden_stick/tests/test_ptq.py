@@ -193,6 +193,23 @@ def test_policies_and_blacklists_decide_layer_by_layer(toy):
     assert found["layers.1.w2._layer.matmul.weight_scale"] == ((256,), "Float32")
 
 
+def test_a_policy_has_options_of_its_own(toy):
+    def scales(alpha, policies=None):
+        network, values = toy(), A8 | PER_TOKEN | SMOOTH
+        ptq = PTQ(PTQConfig(**values, algo_args={"alpha": alpha}), policies)
+        ptq.apply(network, datasets=TOKENS)
+        found = {n: p.asnumpy() for n, p in network.parameters_dict().items() if n.endswith("smooth_scale")}
+        return found, ptq.summary(network)
+
+    more = PTQConfig(**A8, **PER_TOKEN, **SMOOTH, algo_args={"alpha": 0.8})
+    found, summary = scales(0.5, OrderedDict({r".*\.1\.wq": more}))
+    half, _ = scales(0.5)
+    first, second = (f"layers.{number}.wq._layer.matmul.smooth_scale" for number in range(2))
+    assert np.array_equal(found[first], half[first])
+    assert found[second].std() > 1.2 * half[second].std()
+    assert summary.count("smoothquant#2+rtn") == 1
+
+
 def test_a_fallback_is_int8_weights(toy):
     ptq = PTQ(PTQConfig(**A8))
     ptq._config.fallback_blacklist = {"w2": LayerQuantizeAlgo.A16W8}
