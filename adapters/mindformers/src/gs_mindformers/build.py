@@ -17,16 +17,21 @@ from gs_mindformers.weights import Weights
 PLAIN = {"use_past": False, "use_flash_attention": False, "use_rope_slice": True, "fused_rms_norm": False}
 """The forms that compute on every device."""
 FLOAT32 = dict.fromkeys(("compute_dtype", "param_init_type", "layernorm_compute_type"), "float32")
+UNUSED = ("lm_head.weight", "rotary_emb.inv_freq")
+"""What checkpoints hold that needs no place: the head where embeddings are tied, and what every network computes."""
 NO_PADDING = {"pad_token_id": -1}
 """Else every token of that id would be hidden from the others."""
 
 
 def build(config: Config, weights: Weights, found: Layers, blocks: int) -> Running:
     """A Llama whose own parameters are never filled. Raises ``CheckpointError`` when MindFormers cannot build it, or
-    builds other layers than ``found``."""
+    builds other layers than ``found``, or has no place for a weight of the checkpoint."""
     network = _network(config.arguments or {}, config.length)
     structure = examine(network)
     running = Running(structure, weights)
+    strangers = [n for n in weights.by_parameter if n not in structure.block_of and not n.endswith(UNUSED)]
+    if strangers:
+        raise CheckpointError(f"MindFormers' Llama has no place for {', '.join(strangers[:3])}")
     seen = observe(running.runner, structure, running.light(), None)
     watched = [[name for name, _ in group] for group in seen.together if structure.block_of[group[0][0]] is not None]
     expected = [[place.parameter for place in places] for places in found.fed.values()]

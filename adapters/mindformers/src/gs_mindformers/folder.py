@@ -28,7 +28,7 @@ def why_not(folder: Path) -> str | None:
 
 
 def open_folder(folder: Path, checkpoint: Checkpoint | None) -> MFModel:
-    """A folder of a Llama, or of anything else whose blocks are numbered, the latter for recipes without data."""
+    """A folder of a Llama or a Qwen2, or, for recipes without data, of anything else whose blocks are numbered."""
     config = read_config(folder)
     stored = checkpoint or Checkpoint(folder)
     weights = Weights([Entry(name, tensor, to_mindformers(name)) for name, tensor in stored.tensors.items()])
@@ -123,10 +123,9 @@ def _builder(folder: Path, config: Config, weights: Weights, found: Layers, bloc
 
     def running() -> "Running":
         if not built:
-            if config.arguments is None:
-                kind = config.content.get("model_type") or config.content.get("type")
+            if config.obstacle is not None:
                 raise CheckpointError(
-                    f"{folder}: no network can be built of a '{kind}' here, and this recipe needs to run one; "
+                    f"{folder}: {config.obstacle}, and this recipe needs to run one; "
                     "load the checkpoint into the network yourself and quantize that"
                 )
             from gs_mindformers.build import build
