@@ -37,6 +37,7 @@ SCHEMES: dict[str, QuantizationScheme] = {scheme.name: scheme for scheme in (*_L
 _HADAMARD = {"hadamard": {"r4": True}}
 # The field has a name of its own for GPTQ with this option.
 _GPTAQ = {"gptq": {"asymmetric": True}}
+_SMOOTH = {"smoothquant": {"alpha": "auto"}}
 _MIXED = {"mixed_precision": {"bits": 5, "candidates": ["W4A16", "W8A16"]}}
 _ALGORITHMS: dict[str, tuple[list[str | dict[str, Any]], ...]] = {
     "W4A16": (
@@ -51,8 +52,8 @@ _ALGORITHMS: dict[str, tuple[list[str | dict[str, Any]], ...]] = {
     ),
     "W4A16_ASYM": (["rtn"], ["gptq"], ["awq"], ["autoround"]),
     "W8A16": (["rtn"], ["gptq"]),
-    "W8A8": (["rtn"], ["gptq"], ["smoothquant", "rtn"], ["smoothquant", "gptq"], ["osp", "rtn"]),
-    "W8A8_STATIC": (["rtn"], ["gptq"], ["smoothquant", "rtn"], ["smoothquant", "gptq"], ["osp", "rtn"]),
+    "W8A8": (["rtn"], ["gptq"], [_SMOOTH, "rtn"], [_SMOOTH, "gptq"], ["osp", "rtn"]),
+    "W8A8_STATIC": (["rtn"], ["gptq"], [_SMOOTH, "rtn"], [_SMOOTH, "gptq"], ["osp", "rtn"]),
     "W4A4": (["rtn"], [_HADAMARD, "rtn"], [_HADAMARD, "gptq"]),
     "KV8": (["kv_cache"],),
     "KV_FP8": (["kv_cache"],),
@@ -60,8 +61,8 @@ _ALGORITHMS: dict[str, tuple[list[str | dict[str, Any]], ...]] = {
     "W4A16_KV_FP8": (["gptq", "kv_cache"],),
     "W8A16_KV8": (["rtn", "kv_cache"],),
     "W8A16_KV_FP8": (["rtn", "kv_cache"],),
-    "W8A8_KV8": (["smoothquant", "rtn", "kv_cache"],),
-    "W8A8_KV_FP8": (["smoothquant", "rtn", "kv_cache"],),
+    "W8A8_KV8": ([_SMOOTH, "rtn", "kv_cache"],),
+    "W8A8_KV_FP8": ([_SMOOTH, "rtn", "kv_cache"],),
 }
 
 
