@@ -1,6 +1,7 @@
 """The stage plugin: which site gets which map, and how weights are quantized where nothing follows."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -45,6 +46,8 @@ class Options(Strict):
         pair, what the right one must be a multiple of, and among how many devices features are divided. CANN 8.5 takes
         256 and 8, earlier ones 128.
     seed: of the rotations to start from, and of the order of samples.
+    save_matrices: a folder to write what is learned to, a file for each block; load_matrices: such a folder, to take
+        it from instead of learning.
     """
 
     epochs: int = Field(15, ge=0)
@@ -61,6 +64,8 @@ class Options(Strict):
     factor_multiple: int = Field(1, gt=0)
     tensor_parallel: int = Field(1, gt=0)
     seed: int = Field(0, ge=0)
+    save_matrices: str | None = None
+    load_matrices: str | None = None
 
 
 class ChannelMaxima(Accumulator):
@@ -130,16 +135,22 @@ class FlatQuant(Algorithm):
     ) -> list[Transform]:
         from gs_flatquant.building import build
         from gs_flatquant.learning import Schedule, learn
+        from gs_flatquant.saved import load, save
 
         chosen = self.options
+        if chosen.load_matrices:
+            transforms, self._clips = load(Path(chosen.load_matrices), block)
+            return transforms
         mapped = build(block, layers, observed, chosen, self._pair)
         schedule = Schedule(chosen.epochs, chosen.cali_bsz, chosen.flat_lr, (chosen.seed, block.index))
         if chosen.epochs:
             losses = learn(mapped, data, schedule, chosen.cali_trans)
             every = -(-len(losses) // CURVE)
             record(loss=[float(f"{loss:.4g}") for loss in losses[::every]], last=float(f"{losses[-1]:.4g}"))
-        self._clips = mapped.clips
-        return mapped.transforms()
+        transforms, self._clips = mapped.transforms(), mapped.clips
+        if chosen.save_matrices:
+            save(Path(chosen.save_matrices), block, transforms, mapped.clips)
+        return transforms
 
     @hookimpl
     def quantize(self, layers: Sequence[Layer]) -> dict[str, QuantizedTensor]:

@@ -31,9 +31,9 @@ def quantized(
     codes = number.maximum - number.minimum
     below, above = values.amin(-1) * low, values.amax(-1) * high
     if args.symmetric:
-        scale, zero_point = _positive(torch.maximum(below.abs(), above.abs()) * 2 / codes)[..., None], 0.0
+        scale, zero_point = _positive(torch.maximum(below.abs(), above.abs()) * (2.0 / codes))[..., None], 0.0
     else:
-        scale = _positive((above.clamp(min=0) - below.clamp(max=0)) / codes)[..., None]
+        scale = _positive((above.clamp(min=0) - below.clamp(max=0)) * (1.0 / codes))[..., None]
         zero_point = (number.minimum - _Round.apply(below.clamp(max=0)[..., None] / scale)).clamp(
             number.minimum, number.maximum
         )
