@@ -59,7 +59,7 @@ def said(found, name):
         ({"act_quant_dtype": "int8", "act_quant_granularity": PER_TOKEN}, W8, A8_TOKEN, [("rtn", {})]),
         (
             {"act_quant_dtype": "int8", "outliers_suppression": OutliersSuppressionType.SMOOTH},
-            *(W8, A8, [("smoothquant", {"alpha": 0.5}), ("rtn", {})]),
+            *(W8, A8, [("smoothquant", {"alpha": 0.5, "online": True}), ("rtn", {})]),
         ),
         (
             {
@@ -67,7 +67,7 @@ def said(found, name):
                 "outliers_suppression": OutliersSuppressionType.SMOOTH,
                 "algo_args": SmoothQuantConfig(alpha=0.75),
             },
-            *(W8, A8, [("smoothquant", {"alpha": 0.75}), ("rtn", {})]),
+            *(W8, A8, [("smoothquant", {"alpha": 0.75, "online": True}), ("rtn", {})]),
         ),
         (
             {"act_quant_dtype": "int8", "outliers_suppression": OutliersSuppressionType.OUTLIER_SUPPRESSION_PLUS},
@@ -75,7 +75,11 @@ def said(found, name):
         ),
         (
             {"act_quant_dtype": "int8", "outliers_suppression": OutliersSuppressionType.OUTLIER_SUPPRESSION_LITE},
-            *(W8.model_copy(update={"observer": "mse"}), A8, [("smoothquant", {"alpha": "auto"}), ("rtn", {})]),
+            *(
+                W8.model_copy(update={"observer": "mse"}),
+                A8,
+                [("smoothquant", {"alpha": "auto", "online": True}), ("rtn", {})],
+            ),
         ),
         (
             {

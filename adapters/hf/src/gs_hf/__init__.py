@@ -13,7 +13,11 @@ class HuggingFace(Adapter):
     handles = ("torch.nn.modules.module.Module",)
 
     def refuses(self, folder: Path) -> str | None:
-        return None if (folder / "config.json").is_file() else "the folder has no config.json"
+        if not (folder / "config.json").is_file():
+            return "the folder has no config.json"
+        if any(folder.glob("*.ckpt")) and not any(folder.glob("*.safetensors")):
+            return "the weights are MindSpore's .ckpt; install golden-stick-mindformers"
+        return None
 
     def open(self, source: Any, device: str, checkpoint: Checkpoint | None = None) -> Model:
         from gs_hf.opening import open_folder, open_module

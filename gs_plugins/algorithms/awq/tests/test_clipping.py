@@ -46,16 +46,32 @@ def test_each_row_is_clipped_by_the_ratio_that_costs_the_least(quantized, weight
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 def test_no_group_alone_could_do_better(quantized, weight, x, symmetric):
-    """Swept until it stands: another ratio for one group makes the row's output worse, all the others as they are."""
+    """Swept until it stands: the next ratio up or down for one group, all the others as they are, is no better."""
     args = GROUP.model_copy(update={"symmetric": symmetric})
-    values = numerics.dequantize(quantized(weight, x, args, weight_clip_ratio=RATIOS, sweeps=20))
+    found = quantized(weight, x, args, weight_clip_ratio=RATIOS, sweeps=20)
+    values = numerics.dequantize(found)
     least = row_errors(weight, values, x)
-    for group in range(FEATURES // 16):
-        columns = slice(16 * group, 16 * (group + 1))
-        for ratio in RATIOS:
-            other = values.copy()
-            other[:, columns] = clipped(weight, args, np.float32(ratio))[:, columns]
-            assert (row_errors(weight, other, x) >= 0.9999 * least).all()
+    ratio = found.scale / numerics.weight_params(weight, args, "float32")[0]
+    chosen = np.abs(ratio[:, :, None] - np.array(RATIOS)).argmin(axis=-1)
+    assert len(np.unique(chosen)) > 4
+    for step in (-1, 1):
+        other = clipped(weight, args, np.array(RATIOS, np.float32)[np.clip(chosen + step, 0, 9)])
+        for group in range(FEATURES // 16):
+            columns = slice(16 * group, 16 * (group + 1))
+            mixed = values.copy()
+            mixed[:, columns] = other[:, columns]
+            assert (row_errors(weight, mixed, x) >= 0.9999 * least).all()
+
+
+def test_a_scale_may_be_negative_where_the_wider_side_is_positive(quantized, weight, x, output_error):
+    """Codes reach from -8 to 7: the sign decides which side gets the eighth step."""
+    signed, plain = (quantized(weight, x, GROUP, signed_scales=signed) for signed in (True, False))
+    groups = weight.reshape(ROWS, -1, 16)
+    np.testing.assert_array_equal(signed.scale < 0, groups.max(axis=-1) > -groups.min(axis=-1))
+    assert (plain.scale > 0).all()
+    assert output_error(weight, signed, x) < 0.95 * output_error(weight, plain, x)
+    eight = quantized(weight, x, GROUP.model_copy(update={"format": "int8"}), signed_scales=True)
+    assert (eight.scale > 0).all()
 
 
 @pytest.mark.parametrize("args", [GROUP, CHANNEL, QuantizationArgs(format="int4", granularity="block",

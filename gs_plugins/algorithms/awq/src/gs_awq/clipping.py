@@ -11,6 +11,7 @@ from dataclasses import replace
 from gs_awq.ranges import Ranges
 from gs_core import Array, namespace, numerics
 from gs_core.arrays import device
+from gs_core.numerics import minmax
 from gs_core.numerics.groups import height
 
 ROWS = 1024
@@ -23,7 +24,7 @@ def clip(
     """Scales and zero points ``(rows, groups)`` of a weight ``(out, in)``, scales in the dtype they are stored in.
 
     moments: ``(in, in)``, see ``Moments``. ratios: parts of the range to choose from. sweeps: how often each group
-    is chosen; the first time by those before it, then by all others.
+    is chosen; the first time of all ratios by the groups before it, then of its neighbours by all other groups.
     """
     xp = namespace(weight)
     together = height(weight.shape[0], ranges.args)
@@ -31,7 +32,8 @@ def clip(
     found = []
     for start in range(0, weight.shape[0], step):
         rows = weight[start : min(start + step, weight.shape[0]), :]
-        found.append(ranges.parameters(numerics.split(rows, ranges.args), _best(rows, ranges, moments, ratios, sweeps)))
+        ends = minmax(numerics.split(rows, ranges.args))
+        found.append(ranges.parameters(ends, _best(rows, ranges, moments, ratios, sweeps)))
     scales, zero_points = zip(*found, strict=True)
     return xp.concat(scales), None if zero_points[0] is None else xp.concat(zero_points)
 
@@ -44,28 +46,33 @@ def _best(weight: Array, ranges: Ranges, moments: Array, ratios: Sequence[float]
     width = {"group": args.group_size, "block": (args.block_size or (0, 0))[1]}.get(args.granularity) or weight.shape[1]
     alone = args.model_copy(update={"granularity": "channel", "group_size": None}) if args.group_size else args
     ranges = replace(ranges, args=alone)
-    together = height(weight.shape[0], args)
-    best = xp.ones((weight.shape[0] // together, weight.shape[1] // width), dtype=weight.dtype, device=device(weight))
+    rows, together = weight.shape[0] // height(weight.shape[0], args), height(weight.shape[0], args)
+    known = xp.asarray(ratios, dtype=weight.dtype, device=device(weight))
+    best = xp.zeros((rows, weight.shape[1] // width), dtype=xp.int64, device=device(weight))
     error = xp.zeros_like(weight)
     for sweep in range(sweeps):
         for group in range(best.shape[1]):
             a, b = group * width, (group + 1) * width
             part = weight[:, a:b] + 0.0
             values, own = numerics.split(part, alone), moments[a:b, a:b]
+            ends = minmax(values)
             error[:, a:b] = 0.0
             chosen = a if sweep == 0 else weight.shape[1]
             others = 2.0 * (error[:, :chosen] @ moments[:chosen, a:b])
-            least = xp.full((best.shape[0],), float("inf"), dtype=weight.dtype, device=device(weight))
-            for ratio in ratios:
-                missed = numerics.join(ranges.rounded(values, ratio), part.shape, alone) - part
+            least = xp.full((rows,), float("inf"), dtype=weight.dtype, device=device(weight))
+            before = best[:, group] + 0
+            for step in range(len(ratios)) if sweep == 0 else (-1, 0, 1):
+                tried = xp.clip(before + step, 0, len(ratios) - 1)  # all of them in the first sweep, where before is 0
+                ratio = xp.take(known, tried, axis=0)[:, None]
+                missed = numerics.join(ranges.rounded(values, ends, ratio), part.shape, alone) - part
                 cost = xp.sum((missed @ own + others) * missed, axis=1)
                 cost = xp.sum(xp.reshape(cost, (-1, together)), axis=1)
                 better = cost < least
                 least = xp.where(better, cost, least)
-                best[:, group] = xp.where(better, xp.full_like(least, ratio), best[:, group])
-                rows = xp.reshape(xp.broadcast_to(better[:, None], (best.shape[0], together)), (-1, 1))
-                error[:, a:b] = xp.where(rows, missed, error[:, a:b])
-    return best
+                best[:, group] = xp.where(better, tried, best[:, group])
+                each = xp.reshape(xp.broadcast_to(better[:, None], (rows, together)), (-1, 1))
+                error[:, a:b] = xp.where(each, missed, error[:, a:b])
+    return xp.reshape(xp.take(known, xp.reshape(best, (-1,)), axis=0), best.shape)
 
 
 def best_of(weight: Array, ranges: Ranges, ratios: Sequence[float], importance: Array) -> Array:
@@ -73,12 +80,13 @@ def best_of(weight: Array, ranges: Ranges, ratios: Sequence[float], importance: 
     feature is taken alone, weighed by its ``importance`` ``(in,)``."""
     xp = namespace(weight)
     values = numerics.split(weight, ranges.args)
-    best = ranges.rounded(values, ratios[0])
+    ends = minmax(values)
+    best = ranges.rounded(values, ends, ratios[0])
     if len(ratios) > 1:
         weights = numerics.split(xp.broadcast_to(importance, weight.shape), ranges.args)
         least = xp.sum((best - values) ** 2 * weights, axis=-1, keepdims=True)
         for ratio in ratios[1:]:
-            rounded = ranges.rounded(values, ratio)
+            rounded = ranges.rounded(values, ends, ratio)
             cost = xp.sum((rounded - values) ** 2 * weights, axis=-1, keepdims=True)
             best = xp.where(cost < least, rounded, best)
             least = xp.minimum(cost, least)

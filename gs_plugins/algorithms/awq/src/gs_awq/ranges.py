@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from gs_core import Array, Layer, namespace, numerics
 from gs_core.arrays import astype
-from gs_core.numerics import decode, encode, minmax, scale_from_range
+from gs_core.numerics import decode, encode, scale_from_range
 from gs_schemas import QuantizationArgs
 
+Ends = tuple[Array, Array]
+"""Smallest and largest value of each range, ``(rows, groups)`` each."""
 NARROW = 4
 """Bits up to which a step more on one side matters."""
 
@@ -29,16 +31,16 @@ class Ranges:
         narrow = args.symmetric and args.number.kind == "int" and args.bits <= NARROW
         return cls(args, numerics.scale_dtype(args, layer.dtype), signed and narrow)
 
-    def parameters(self, values: Array, ratio: float | Array) -> tuple[Array, Array | None]:
-        """Scales and zero points ``(rows, groups)`` for a part of each range of ``(rows, groups, elements)``."""
-        low, high = minmax(values)
+    def parameters(self, ends: Ends, ratio: float | Array) -> tuple[Array, Array | None]:
+        """Scales and zero points ``(rows, groups)`` for a part of each range."""
+        low, high = ends
         scale, zero_point = scale_from_range(low * ratio, high * ratio, self.args, self.dtype)
         return namespace(low).where(high > -low, -scale, scale) if self.signed else scale, zero_point
 
-    def rounded(self, values: Array, ratio: float) -> Array:
+    def rounded(self, values: Array, ends: Ends, ratio: float | Array) -> Array:
         """Weights ``(rows, groups, elements)`` to nearest, each range clipped to a part of it."""
         xp = namespace(values)
-        scale, zero_point = self.parameters(values, ratio)
+        scale, zero_point = self.parameters(ends, ratio)
         scale = xp.expand_dims(astype(scale, "float32"), axis=-1)
         zero_point = None if zero_point is None else xp.expand_dims(zero_point, axis=-1)
         return decode(encode(values, scale, zero_point, self.args), scale, zero_point)

@@ -15,7 +15,7 @@ from gs_core import Array, Fold, Layer, namespace, numerics
 from gs_core.numerics.groups import height
 from gs_schemas import QuantizationArgs
 
-SAMPLE = 2**20
+SAMPLE = 2**19
 """Weights of a layer that the search looks at: whole rows, evenly spread."""
 PRODUCTS = 2**34
 """Multiplications that the exact comparison of candidates may take at one fold. Where all would take more, those

@@ -1,0 +1,126 @@
+"""Where a per-channel scale can be folded: the norms and layers of a block, each tried (see ``gs_core.probing``)."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import mindspore as ms
+import numpy as np
+
+from gs_core import Fold, LinearMap
+from gs_core.interfaces import Batch
+from gs_core.probing import Prober, Seen, close, layer_folds, pattern, reached_by_norm
+from gs_mindformers.applying import Kept, change_rows, sibling
+from gs_mindformers.running import ERRORS
+from gs_mindformers.standins import Swap, eager, swapped
+from gs_mindformers.tensors import to_numpy, to_parameter, to_tensor
+from gs_mindformers.watch import Use, calling
+
+if TYPE_CHECKING:
+    from gs_mindformers.block import MFBlock
+
+GAINS = ("weight", "gamma")
+
+
+def find_folds(block: "MFBlock", batch: Batch) -> list[Fold]:
+    """Every place in the block where a scale disappears, norms first."""
+    prober = MFProber(block, batch)
+    layers = {name: (layer.shape[0], layer.site) for name, layer in block.layers.items()}
+    return [*_norm_folds(prober), *layer_folds(prober, layers, block.sites)]
+
+
+class MFProber(Prober):
+    """See ``gs_core.probing.Prober``."""
+
+    def __init__(self, block: "MFBlock", batch: Batch):
+        self.block = block
+        self.cells = dict(block.model.running().structure.network.cells_and_names())
+        super().__init__(batch)
+
+    def run(
+        self,
+        changed: tuple[str, LinearMap, int] | None = None,
+        restore: Mapping[str, LinearMap] | None = None,
+        swaps: tuple[Swap, ...] = (),
+    ) -> Seen:
+        found, at, restore = self.block.model.found, dict[str, np.ndarray](), restore or {}
+
+        def on_use(use: Use) -> ms.Tensor:
+            site, x = found.site_of.get(use.key), use.x
+            if site is not None:
+                at.setdefault(site, to_numpy(x).reshape(-1, x.shape[-1]).copy())
+                if site in restore:
+                    x = to_tensor(restore[site].undo(to_numpy(x)))
+            return use.compute(x)
+
+        kept = Kept(self.block)
+        name, map, channels = changed or ("", LinearMap(), 0)
+        if name in found.places:
+            # The weight, not the cell's output: an activation may stand between them.
+            change_rows(self.block, name, map.apply, kept)
+        elif name:
+            swaps = (*swaps, calling(self.cells[name], partial(_changed, map, channels)))
+        try:
+            return Seen(at, self.block.compute(self.batch, on_use, swaps)["hidden"].copy())
+        finally:
+            kept.restore()
+
+
+def _changed(map: LinearMap, channels: int, compute: Any, *args: Any, **keywords: Any) -> Any:
+    out = compute(*args, **keywords)
+    matches = isinstance(out, ms.Tensor) and out.shape[-1] == channels
+    return to_tensor(map.apply(to_numpy(out))) if matches else out
+
+
+# --- norms ---------------------------------------------------------------------------------------------------
+
+
+def _norm_folds(prober: MFProber) -> list[Fold]:
+    block = prober.block
+    structure = block.model.running().structure
+    found = []
+    for path, cell in prober.cells.items():
+        if structure.index(path) != block.index or any(p.ndim > 1 for p in cell.get_parameters()):
+            continue
+        gain = next((cell._params[leaf] for leaf in GAINS if cell._params.get(leaf) is not None), None)
+        if gain is None or gain.name not in block.values:
+            continue
+        channels = int(gain.shape[0])
+        sites = _with_unseen_experts(block, reached_by_norm(prober, path, channels))
+        offset = _offset(prober, cell, gain.name) if sites else None
+        if offset is not None:
+            block.gains[path] = (gain.name, offset)
+            found.append(Fold(path, tuple(sites), channels))
+    return found
+
+
+def _with_unseen_experts(block: "MFBlock", sites: list[str]) -> list[str]:
+    """Experts that no token of the probe reached are fed as those that one did."""
+    patterns = {pattern(site) for site in sites if pattern(site) != site}
+    return list(dict.fromkeys([*sites, *(site for site in block.sites if pattern(site) in patterns)]))
+
+
+def _offset(prober: MFProber, cell: ms.nn.Cell, gain: str) -> float | None:
+    """0 for a norm that multiplies by its gain, 1 for one that multiplies by 1 + gain, None for another."""
+    block, inputs = prober.block, list[tuple]()
+
+    def listen(compute: Any, *args: Any, **keywords: Any) -> Any:
+        inputs.append((*args, *keywords.values()))
+        return compute(*args, **keywords)
+
+    prober.run(swaps=(calling(cell, listen),))
+    if not inputs or len(inputs[0]) != 1:
+        return None  # it wants more than one tensor: nothing that this can fold into
+    running, bias = block.model.running(), sibling(block, gain, ("bias", "beta"))
+    wanted = 0 if bias is None else block.values[bias]
+    standins = {name: to_parameter(name, block.values[name]) for name in (gain, bias) if name}
+    for offset in (0.0, 1.0):
+        standins[gain] = to_parameter(gain, np.full_like(block.values[gain], -offset))
+        try:
+            with eager(), swapped([*running.runner.inference, *running.put(standins)]):
+                out = to_numpy(cell(*inputs[0]))
+        except ERRORS:  # a stranger's cell that computes only within its network
+            return None
+        if close(out, np.zeros_like(out) + wanted):
+            return offset
+    return None

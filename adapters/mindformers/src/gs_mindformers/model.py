@@ -1,0 +1,144 @@
+"""An opened network or checkpoint folder."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gs_core import CalibrationError, LayerInfo, Model
+from gs_core.arrays import RawTensor
+from gs_core.errors import reason
+from gs_core.interfaces import Batch
+from gs_core.storage import StoredTensor, Tensor
+from gs_mindformers.block import MFBlock
+from gs_mindformers.found import Layers
+from gs_mindformers.weights import Weights
+
+if TYPE_CHECKING:
+    from gs_mindformers.network import Running
+
+NOT_CARRIED = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
+LOGIT_BYTES = 256 * 2**20
+
+
+@dataclass
+class Facts:
+    """What a configuration says: its content for config.json, and the sizes that are asked for."""
+
+    content: dict[str, Any] = field(default_factory=dict)
+    vocabulary: int = 0
+    length: int | None = None
+
+
+class MFModel(Model):
+    """See ``gs_core.Model``. ``running`` gives the network; of a folder it is built when it is first asked for."""
+
+    def __init__(
+        self,
+        name: str,
+        facts: Facts,
+        weights: Weights,
+        blocks: list[str],
+        block_of: Callable[[str], int | None],
+        found: Layers,
+        running: "Callable[[], Running]",
+        folder: Path | None = None,
+    ):
+        self.name, self.facts, self.weights, self.found, self.folder = name, facts, weights, found, folder
+        self.block_of, self.running = block_of, running
+        self._blocks = blocks
+        self._tokenizer: Any = None
+        self.layers: list[LayerInfo] = found.infos
+        self.kept = found.kept
+        self.uncached = "no attention of this network hands keys and values to a PagedAttentionMgr"
+
+    @property
+    def blocks(self) -> Sequence[str]:
+        return self._blocks
+
+    def block(self, index: int, probe: Batch | None) -> MFBlock:
+        return MFBlock(self, index, probe)
+
+    def rest(self) -> Iterator[tuple[str, Tensor]]:
+        yield from ((e.source, e.tensor) for e in self.weights if self.block_of(e.parameter) is None)
+
+    def config(self) -> dict[str, Any]:
+        return dict(self.facts.content)
+
+    def files(self) -> Sequence[Path]:
+        if self.folder is None:
+            return []
+        return sorted(
+            path
+            for path in self.folder.iterdir()
+            if path.is_file()
+            and path.suffix not in NOT_CARRIED
+            and path.name not in ("config.json", "gsq_report.json")
+            and not path.name.startswith(".")
+            and not path.name.endswith(".index.json")
+        )
+
+    def nbytes(self) -> int:
+        return self.weights.nbytes
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(json.dumps(self.facts.content, sort_keys=True).encode())
+        files = set()
+        for entry in self.weights:
+            digest.update(f"{entry.source} {entry.tensor.dtype} {entry.tensor.shape}".encode())
+            if isinstance(entry.tensor, StoredTensor):
+                files.add(entry.tensor.path)
+            else:
+                for piece in entry.tensor.chunks():
+                    digest.update(piece)
+        for path in sorted(files):
+            status = path.stat()
+            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+        return digest.hexdigest()
+
+    def tokenize(self, text: str) -> np.ndarray:
+        if self._tokenizer is None:
+            self._tokenizer = self._load_tokenizer()
+        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+    def _load_tokenizer(self) -> Any:
+        path = None if self.folder is None else self.folder / "tokenizer.json"
+        if path is None or not path.is_file():
+            raise CalibrationError(f"{self.name} has no tokenizer.json: give token ids as an array or a .npy file")
+        from tokenizers import Tokenizer
+
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more special
+            raise CalibrationError(f"{path}: {reason(error)}") from None
+
+    def vocabulary(self) -> int:
+        return self.facts.vocabulary
+
+    def max_tokens(self) -> int | None:
+        return self.facts.length
+
+    def losses(self, tokens: np.ndarray, last: Mapping[str, RawTensor]) -> np.ndarray:
+        per_row = max(1, LOGIT_BYTES // (4 * self.vocabulary() * tokens.shape[1]))
+        found = []
+        for start in range(0, len(tokens), per_row):
+            rows = tokens[start : start + per_row]
+            logits = self._logits(rows, last, start).astype(np.float64)[:, :-1]
+            largest = logits.max(axis=-1, keepdims=True)
+            total = largest[..., 0] + np.log(np.exp(logits - largest).sum(axis=-1))
+            found.append(total - np.take_along_axis(logits, rows[:, 1:, None], axis=-1)[..., 0])
+        return np.concatenate(found)
+
+    def _logits(self, rows: np.ndarray, last: Mapping[str, RawTensor], start: int) -> np.ndarray:
+        from gs_mindformers.running import flatten, put_down, take_up
+
+        outputs = flatten(take_up(last))
+        part = {k: v if k == "length" else v[start : start + len(rows)] for k, v in outputs.items()}
+        if self._blocks == [""]:
+            return part["hidden"]
+        running = self.running()
+        return running.runner.end(rows, [take_up(put_down(part))] * len(self._blocks), running.outside)
