@@ -34,9 +34,24 @@ def test_twice_an_odd_number_has_a_pair_too(features, expected):
 
 @given(st.integers(2, 3000))
 def test_no_pair_is_closer(features):
+    """Among those of equal parity, where there are any."""
     left, right = pair(features, features)
     assert left * right == features
-    assert not any(features % n == 0 for n in range(left + 1, math.isqrt(features) + 1))
+    closer = [n for n in range(left + 1, math.isqrt(features) + 1) if features % n == 0]
+    assert all((left + right) % 2 == 0 != (n + features // n) % 2 for n in closer)
+
+
+@given(st.integers(2, 3000).filter(lambda n: n % 4 != 2))
+def test_it_is_the_pair_that_engines_work_out(features):
+    """vLLM-Ascend: the smallest ``a`` from the square root on whose square exceeds the features by a square ``b²``;
+    then ``a - b`` and ``a + b``."""
+    a = next(
+        a
+        for a in range(math.isqrt(features - 1) + 1, features + 1)
+        if math.isqrt(a * a - features) ** 2 == a * a - features
+    )
+    b = math.isqrt(a * a - features)
+    assert pair(features, features) == (a - b, a + b)
 
 
 @given(st.integers(1, 2000).map(lambda n: 4 * n), st.integers(2, 300), st.sampled_from([1, 2]))

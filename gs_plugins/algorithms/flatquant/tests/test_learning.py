@@ -1,12 +1,14 @@
 """What is learned of a block: it helps, it is what the transforms say, and it can be repeated and kept."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from gs_core import ChannelScale, CheckpointError, FoldTransform, LayerInfo, QuantizationArgs, SiteTransform, numerics
 from gs_core.proving import apply_proved
 from gs_core.storage import write_safetensors
-from gs_core.watching import channel_error
+from gs_core.watching import channel_error, fake_quantizer
 from gs_flatquant import FlatQuant, Options
 from gs_flatquant.building import build
 from gs_flatquant.learning import loss
@@ -28,18 +30,18 @@ def smoothed(toy, **options):
 
 
 def output_error(toy, algorithm):
-    """Of the block's output with quantized weights and activations, relative."""
+    """Of the block's output with quantized weights and activations, as the line computes it, relative."""
     block, layers, observed, data = toy()
     transforms = algorithm.smooth(block, layers, observed, data, told({})) if algorithm.options.epochs else []
     for transform in transforms:
         block.apply(transform)
     weights = {name: numerics.dequantize(t) for name, t in algorithm.quantize(layers).items()}
-    args = layers[0].scheme.inputs
-    got = block.run(*data.batches[1], lambda name, x: numerics.fake_quantize(x, args), weights)["hidden"].detach()
+    schemes = {layer.site: (layer.scheme, None) for layer in layers}
+    got = block.run(*data.batches[1], fake_quantizer(schemes, online=block.online), weights)["hidden"].detach()
     return channel_error(torch.asarray(toy()[0].run(*data.batches[1])["hidden"]), got)
 
 
-@pytest.mark.parametrize("options", [{}, {"direct_inv": True}, {"lwc": False}])
+@pytest.mark.parametrize("options", [{}, {"direct_inv": True}, {"lwc": False}, {"lac": True}])
 def test_learning_flattens(toy, options):
     """Against rounding to nearest, activations too, on channels thirty times as large as their neighbours."""
     plain = output_error(toy, FlatQuant(Options(epochs=0)))
@@ -82,6 +84,51 @@ def test_options_leave_maps_out(toy, options, missing):
     assert not any(missing in t.where for t in transforms)
 
 
+def test_a_site_whose_map_the_checkpoint_could_not_say_gets_another_or_none(toy):
+    """Attention's output layer gets a pair like others where its heads cannot be mixed."""
+    block, layers, observed, data = toy()
+    heads = block.model.shape.heads
+
+    def refusal(transform):
+        return {8: None, heads: "no heads"}[transform.map.sizes[0]] if transform.map.sizes != (8, 12) else "no 8 · 12"
+
+    facts: dict = {}
+    data = replace(data, refusal=refusal)
+    transforms = FlatQuant(Options(epochs=0)).smooth(block, layers, observed, data, told(facts))
+    sizes = {t.site.split(".")[-2]: t.map.sizes for t in transforms if isinstance(t, SiteTransform)}
+    assert sizes == {"q": (8, 8), "o": (8, 8), "gate": (8, 8)}
+    assert not any(isinstance(t, FoldTransform) for t in transforms)
+    assert facts["unmapped"] == {"blocks.0.down.input": "no 8 · 12"}
+
+
+def test_what_is_kept_of_activations_is_learned_with_lac(toy):
+    for epochs, expected in ((0, pytest.approx(0.982, abs=1e-3)), (8, pytest.approx(0.95, abs=0.05))):
+        transforms = smoothed(toy, lac=True, epochs=epochs)[2]
+        keeps = [t.map.keep for t in transforms if isinstance(t, SiteTransform)]
+        assert keeps == [expected] * 4
+    assert len(set(keeps)) == 4
+
+
+def test_inputs_that_devices_divide_are_mapped_on_each(toy):
+    """What a norm returns is whole on all of them; heads and the inputs of ``down`` are not."""
+    _, block, transforms, _, _ = smoothed(toy, epochs=0, tensor_parallel=2)
+    sizes = {t.site.split(".")[-2]: t.map.sizes for t in transforms if isinstance(t, SiteTransform)}
+    heads = block.model.shape
+    assert sizes == {"q": (8, 8), "o": (heads.heads // 2, heads.head), "gate": (8, 8), "down": (6, 8)}
+
+
+def test_maps_have_the_values_that_engines_keep(toy):
+    """They round them to the model's dtype; the inverses that weights go through are those of the rounded ones."""
+    block, layers, observed, data = toy()
+    for layer in layers:
+        layer.info = replace(layer.info, dtype="bfloat16")
+    transforms = FlatQuant(Options(epochs=0)).smooth(block, layers, observed, data, told({}))
+    factors = [f for t in transforms if isinstance(t, SiteTransform) for f in t.map.factors if not isinstance(f, int)]
+    assert len(factors) == 7
+    assert all(torch.equal(f, f.bfloat16().float()) for f in factors)
+    assert not apply_proved(block, transforms, data.batches[0])[1]
+
+
 def test_only_clipping_learns_without_cali_trans(toy):
     (_, _, learned, _, _), (_, _, start, _, _) = smoothed(toy, cali_trans=False), smoothed(toy, epochs=0)
     for one, other in zip(learned, start, strict=True):
@@ -114,7 +161,8 @@ def test_what_is_rounded_is_what_was_learned(toy):
     for layer in layers:
         layer.scheme = QuantizationScheme(weights=W4)
     algorithm = FlatQuant(Options(**QUICK))
-    mapped = build(block, layers, observed, algorithm.options, algorithm._pair)
+    mapped, refused = build(block, layers, observed, algorithm.options, data.refusal)
+    assert refused == {}
     with torch.no_grad():
         computed = mapped.compute()
         learned = float(loss(mapped, computed, data, (0, slice(0, 4))))
@@ -138,7 +186,7 @@ def test_a_seed_decides_everything(toy):
 
 
 def test_matrices_are_saved_and_taken_up_again(toy, tmp_path):
-    saved, _, transforms, _, _ = smoothed(toy, epochs=1, save_matrices=str(tmp_path / "flat"))
+    saved, _, transforms, _, _ = smoothed(toy, epochs=1, lac=True, save_matrices=str(tmp_path / "flat"))
     assert [p.name for p in (tmp_path / "flat").iterdir()] == ["flat_matrices-00000.safetensors"]
     loaded, _, again, facts, _ = smoothed(toy, load_matrices=str(tmp_path / "flat"))
     assert facts == {}, "nothing was learned"
@@ -149,6 +197,7 @@ def test_matrices_are_saved_and_taken_up_again(toy, tmp_path):
         if isinstance(transform, ChannelScale):
             assert torch.equal(transform.scale, other.scale)
         else:
+            assert transform.map.keep == pytest.approx(other.map.keep, rel=1e-6)
             for a, b in zip(transform.map.factors, other.map.factors, strict=True):
                 assert a == b if isinstance(a, int) else torch.equal(a, b)
     assert all(torch.equal(clip, loaded._clips[layer]) for layer, clip in saved._clips.items())
@@ -175,7 +224,9 @@ def test_what_it_cannot_do_is_said_while_planning():
     assert FlatQuant().unsupported(layer(96), integers) is None
     assert "use hadamard" in FlatQuant().unsupported(layer(96), floats)
     assert "max_factor" in FlatQuant(Options(max_factor=16)).unsupported(layer(1009), integers)
+    assert "divided among 5 devices" in FlatQuant(Options(tensor_parallel=5)).unsupported(layer(96), integers)
     assert list(FlatQuant().leaves_online(layer(96), 96)) == ["kronecker"]
+    assert list(FlatQuant(Options(lac=True)).leaves_online(layer(96), 96)) == ["clipped"]
 
 
 def test_blocks_are_remarked_on():
@@ -185,7 +236,8 @@ def test_blocks_are_remarked_on():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"epochs": -1}, "epochs: got -1"), ({"lac": True}, "lac: no such field")]
+    ("options", "message"),
+    [({"epochs": -1}, "epochs: got -1"), ({"lacc": True}, "lacc: no such field")],
 )
 def test_an_option_that_cannot_be_is_an_error_that_names_it(options, message):
     with pytest.raises(SchemaError, match=message):

@@ -1,12 +1,13 @@
 """What is to be learned of a block, before any learning: which site gets which map, and where each starts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from gs_core import Block, Fold, Layer
-from gs_flatquant.mapped import Mapped, SiteMap, clip_logits, smoothquant_style
+from gs_core.interfaces import Transform
+from gs_flatquant.mapped import START, Mapped, SiteMap, clip_logits, smoothquant_style
 from gs_flatquant.matrices import Direct, Learned
 
 
@@ -15,43 +16,54 @@ def build(
     layers: Sequence[Layer],
     observed: Mapping[str, torch.Tensor],
     options: Any,
-    pair: Callable[[int], tuple[int, int]],
-) -> Mapped:
-    """observed: the largest magnitude of each channel at each site."""
+    refusal: Callable[[Transform], str | None],
+) -> tuple[Mapped, dict[str, str]]:
+    """What is to be learned, and of the sites that get no map the reasons.
+
+    observed: the largest magnitude of each channel at each site. refusal: why the checkpoint could not say a map.
+    """
     generator = torch.Generator().manual_seed(options.seed * 1_000_003 + block.index)
-    matrix = Direct if options.direct_inv else Learned
     by_site: dict[str, list[Layer]] = {}
     for layer in layers:
         if layer.site in observed:
             by_site.setdefault(layer.site, []).append(layer)
     folds = block.folds()
-    heads = {site: fold for fold in folds if fold.head > 1 for site in fold.sites}
-    normed = {site for fold in folds if fold.producer not in block.layers for site in fold.sites}
     sites: dict[str, SiteMap] = {}
-    for name in by_site:
-        features = block.sites[name].features
-        if name in heads:
-            if options.use_o_quant:
-                sites[name] = _across_heads(features, heads[name], matrix, generator)
-        elif name in normed or options.use_down_quant:
-            left, right = pair(features)
-            sites[name] = SiteMap(matrix(left, generator), matrix(right, generator))
+    refused: dict[str, str] = {}
+    for name, fed in by_site.items():
+        for candidate in _candidates(block, name, options, generator):
+            why = refusal(candidate.transform(name, fed[0].dtype))
+            if why is None:
+                sites[name] = candidate
+                refused.pop(name, None)
+                break
+            refused.setdefault(name, why)
     scales = [
         (fold, _start(fold, by_site, observed, options.diag_alpha))
         for fold in folds
         if options.add_diag and fold.head == 1 and all(site in sites for site in fold.sites)
     ]
     clips = {layer.name: clip_logits(layer) for layer in layers} if options.lwc else {}
-    return Mapped(block, layers, sites, scales, clips)
+    return Mapped(block, layers, sites, scales, clips), refused
 
 
-def _across_heads(
-    features: int, fold: Fold, matrix: type[Learned] | type[Direct], generator: torch.Generator
-) -> SiteMap:
-    """One matrix mixes the heads when the model runs, one mixes each head's values and is folded."""
-    return SiteMap(
-        matrix(features // fold.head, generator), fold.head, matrix(fold.head, generator), producer=fold.producer
-    )
+def _candidates(block: Block, site: str, options: Any, generator: torch.Generator) -> Iterator[SiteMap]:
+    """The maps that a site may get, the best first. What enters attention's output layer is heads: one matrix mixes
+    them when the model runs, one mixes each head's values and is folded."""
+    features = block.sites[site].features
+    matrix: type[Direct] | type[Learned] = Direct if options.direct_inv else Learned
+    clip = torch.tensor(START) if options.lac else None
+    folds = [fold for fold in block.folds() if site in fold.sites]
+    normed = any(fold.producer not in block.layers for fold in folds)
+    heads = next((fold for fold in folds if fold.head > 1), None)
+    if not (options.use_o_quant if heads else normed or options.use_down_quant):
+        return
+    parts = 1 if normed else options.tensor_parallel  # what a norm returns is whole on every device
+    if heads and features // heads.head % parts == 0:
+        left, right = (matrix(size, generator) for size in (features // heads.head // parts, heads.head))
+        yield SiteMap(left, heads.head, right, producer=heads.producer, clip=clip)
+    left, right = (matrix(size, generator) for size in options.pair(features, parts))
+    yield SiteMap(left, right, clip=clip)
 
 
 def _start(

@@ -1,12 +1,14 @@
-"""Which two sizes a Kronecker pair has: their product is the number of features, or of a block of them."""
+"""Which two sizes a Kronecker pair has: their product is the number of features, or that of a block of them."""
 
 from functools import cache
 
 
 @cache
 def pair(features: int, largest: int, multiple: int = 1, parts: int = 1) -> tuple[int, int]:
-    """``(left, right)``, as close to each other as can be: the closest pair costs least, ``left + right`` products for
-    each feature.
+    """``(left, right)`` of equal parity, as close to each other as can be: the closest pair costs least, ``left +
+    right`` products for each feature. Where there is none, as of twice an odd number, of unequal parity. (The authors
+    look for two squares with a given difference, which is the same, but for the search that then never ends; engines
+    that work out the factors for themselves expect those that they would find.)
 
     largest: neither may be larger (kernels have limits). multiple: ``right`` must be a multiple of it. parts: the
     features are divided among so many devices, and no block lies on two.
@@ -23,7 +25,7 @@ def pair(features: int, largest: int, multiple: int = 1, parts: int = 1) -> tupl
             if right % multiple == 0 and max(right, block // right) <= largest
         ]
         if pairs and block > 1:
-            return min(pairs, key=lambda sizes: (sum(sizes), sizes))
+            return min(pairs, key=lambda sizes: (sum(sizes) % 2, sum(sizes), sizes))
     raise ValueError(
         f"no Kronecker pair with factors of at most {largest}, the right one a multiple of {multiple}, divides "
         f"{features} features in {parts} parts; raise max_factor, or lower factor_multiple"

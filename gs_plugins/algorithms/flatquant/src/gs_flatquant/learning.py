@@ -38,9 +38,10 @@ def loss(mapped: Mapped, computed: Computed, data: Data, picked: Pick) -> torch.
     tokens, previous = pick_batch(data.floats[number], rows)
 
     def on_site(name: str, x: Array) -> Array | None:
-        if name in mapped.block.sites:
-            return computed.on_site(name, x)
-        seen = data.as_seen(name, x.detach())  # a cache
+        ours = computed.on_site(name, x)
+        if ours is not None:
+            return ours
+        seen = data.as_seen(name, x.detach())  # a cache, or the input of other algorithms' layers
         return None if seen is None else x + (seen - x.detach())
 
     hidden = mapped.block.run(tokens, previous, on_site, computed.weights)["hidden"]

@@ -17,17 +17,18 @@ SMALLEST = 1e-5
 
 @dataclass
 class SiteMap:
-    """What is learned of one site: activations are multiplied by ``scale``, then go through ``left ⊗ right``.
+    """What is learned of one site: activations go through ``left ⊗ right``, then are quantized.
 
     right: a whole number is the size of an identity. values: the map of each head's values, which takes the place of
-    the identity when the weights of the layer that makes them are rewritten.
+    the identity when the weights of the layer that makes them, ``producer``, are rewritten. clip: the logit of how much
+    of a token's range is kept; None where all is.
     """
 
     left: Learned | Direct
     right: Learned | Direct | int
     values: Learned | Direct | None = None
-    scale: torch.Tensor | None = None
     producer: str = ""
+    clip: torch.Tensor | None = None
 
     def matrices(self) -> list[Learned | Direct]:
         return [m for m in (self.left, self.right, self.values) if m is not None and not isinstance(m, int)]
@@ -35,6 +36,19 @@ class SiteMap:
     def right_both(self) -> tuple[torch.Tensor | int, torch.Tensor | int]:
         inner = self.values if self.values is not None else self.right
         return (inner, inner) if isinstance(inner, int) else inner.both()
+
+    def keep(self) -> torch.Tensor | float:
+        return 1.0 if self.clip is None else torch.sigmoid(self.clip)
+
+    def transform(self, site: str, dtype: str) -> SiteTransform:
+        """What remains to be computed when the model runs, of values that ``dtype`` holds: engines keep it so."""
+
+        def stored(matrix: Learned | Direct | int) -> torch.Tensor | int:
+            if isinstance(matrix, int):
+                return matrix
+            return matrix.both()[0].detach().to(getattr(torch, dtype)).float()
+
+        return SiteTransform(site, LinearMap((stored(self.left), stored(self.right)), keep=float(self.keep())))
 
 
 @dataclass
@@ -64,12 +78,14 @@ class Mapped:
     def fast(self) -> Iterator[torch.Tensor]:
         """Clipping."""
         yield from self.clips.values()
+        yield from (site.clip for site in self.sites.values() if site.clip is not None)
 
     # --- forwards --------------------------------------------------------------------------------------------
 
     def compute(self) -> "Computed":
         """Everything that does not depend on the activations, once for a step."""
         both = {name: (site.left.both(), site.right_both()) for name, site in self.sites.items()}
+        keeps = {name: site.keep() for name, site in self.sites.items()}
         scales = {site: fold.expand(scale) for fold, scale in self.scales for site in fold.sites}
         weights = {}
         made = {site.producer: name for name, site in self.sites.items() if site.values is not None}
@@ -89,7 +105,7 @@ class Mapped:
                 weights[layer.name] = _rows(weight, back.T)
             else:
                 weights[layer.name] = quantized(weight, layer.args, *self.kept(layer))
-        return Computed(self, both, scales, weights)
+        return Computed(self, both, keeps, scales, weights)
 
     def kept(self, layer: Layer) -> tuple[torch.Tensor | float, torch.Tensor | float]:
         clip = self.clips.get(layer.name)
@@ -104,13 +120,12 @@ class Mapped:
         """As the block applies them: what folds comes before what is computed at run time."""
         folded: list[Transform] = [ChannelScale(fold, 1.0 / scale.detach()) for fold, scale in self.scales]
         online: list[Transform] = []
+        dtypes = {layer.site: layer.dtype for layer in self.layers}
         for name, site in self.sites.items():
-            left = site.left.both()[0].detach()
             if site.values is not None:
                 fold = next(f for f in self.block.folds() if f.producer == site.producer and name in f.sites)
                 folded.append(FoldTransform(fold, LinearMap((site.values.both()[0].detach(),))))
-            right = site.right if isinstance(site.right, int) else site.right.both()[0].detach()
-            online.append(SiteTransform(name, LinearMap((left, right))))
+            online.append(site.transform(name, dtypes[name]))
         return folded + online
 
 
@@ -120,6 +135,7 @@ class Computed:
 
     mapped: Mapped
     both: Mapping[str, tuple]
+    keeps: Mapping[str, torch.Tensor | float]
     scales: Mapping[str, torch.Tensor]
     weights: Mapping[str, torch.Tensor]
 
@@ -128,14 +144,16 @@ class Computed:
         self._args = {site: layer.scheme.inputs for site, layer in by_site.items()}
 
     def on_site(self, name: str, x: Array) -> Array | None:
-        """Activations as they are mapped and quantized when the model runs."""
+        """Activations as they are mapped and quantized when the model runs; None at other sites than our layers'."""
+        if name not in self._args:
+            return None
         if name in self.scales:
             x = x * self.scales[name]
         if name in self.both:
             (left, _), (right, _) = self.both[name]
             x = kronecker(x, left, right)
-        args = self._args.get(name)
-        return x if args is None else quantized(x, args)
+        args, keep = self._args[name], self.keeps.get(name, 1.0)
+        return x if args is None else quantized(x, args, keep, keep)
 
 
 def _rows(weight: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

@@ -38,13 +38,15 @@ class Options(Strict):
     cali_trans: learn the maps, and not only clipping.
     add_diag: learn a scale of each channel too, folded into what produces it. diag_alpha: how much of the
         activations' spread it takes to start with (SmoothQuant's alpha).
-    lwc: learn how much of its range each scale of a weight keeps.
-    use_o_quant: map what enters the attention's output layer: across heads at run time, within a head folded.
+    lwc: learn how much of its range each scale of a weight keeps. lac: the same for the activations at each site that
+        is mapped.
+    use_o_quant: map what enters the attention's output layer: across heads at run time, within a head folded; where
+        the checkpoint format cannot say that, as any other input.
     use_down_quant: map the inputs that no norm produces (``down_proj``).
     direct_inv: learn the matrices as they are and invert them, in place of rotations and a diagonal.
     max_factor, factor_multiple, tensor_parallel: limits of the kernels that compute the maps: the largest factor of a
-        pair, what the right one must be a multiple of, and among how many devices features are divided. CANN 8.5 takes
-        256 and 8, earlier ones 128.
+        pair, what the right one must be a multiple of, and among how many devices the features are divided that no
+        norm produces. CANN 8.5 takes 256 and 8, earlier ones 128.
     seed: of the rotations to start from, and of the order of samples.
     save_matrices: a folder to write what is learned to, a file for each block; load_matrices: such a folder, to take
         it from instead of learning.
@@ -57,6 +59,7 @@ class Options(Strict):
     add_diag: bool = True
     diag_alpha: float = Field(0.3, ge=0.0, le=1.0)
     lwc: bool = True
+    lac: bool = False
     use_o_quant: bool = True
     use_down_quant: bool = True
     direct_inv: bool = False
@@ -66,6 +69,10 @@ class Options(Strict):
     seed: int = Field(0, ge=0)
     save_matrices: str | None = None
     load_matrices: str | None = None
+
+    def pair(self, features: int, parts: int = 1) -> tuple[int, int]:
+        """The factors of so many features that are divided among so many devices. Raises ``ValueError`` without any."""
+        return pair(features, self.max_factor, self.factor_multiple, parts)
 
 
 class ChannelMaxima(Accumulator):
@@ -101,28 +108,26 @@ class FlatQuant(Algorithm):
             if args is not None and not args.number.is_integer:
                 return f"maps are learned for integers, not for '{args.format}'; use hadamard"
         try:
-            self._pair(layer.shape[1])
+            for parts in (1, self.options.tensor_parallel):
+                self.options.pair(layer.shape[1], parts)
         except ValueError as error:
             return str(error)
         return None
-
-    def _pair(self, features: int) -> tuple[int, int]:
-        chosen = self.options
-        return pair(features, chosen.max_factor, chosen.factor_multiple, chosen.tensor_parallel)
 
     def needs(self, scheme: QuantizationScheme) -> Needs:
         return Needs(data=True, gradient=True, float_stream=True)
 
     def leaves_online(self, layer: LayerInfo, hidden: int) -> Mapping[str, str]:
-        return {"kronecker": "choose a format that does, or hadamard, whose r1 and r2 leave nothing behind"}
+        kind = "clipped" if self.options.lac else "kronecker"
+        return {kind: "set format: ascend, or use hadamard, whose r1 and r2 leave nothing to be computed"}
 
     def remarks(self, layers: Sequence[LayerInfo]) -> list[str]:
         sizes = sorted({layer.shape[1] for layer in layers})
-        blocks = {size: self._pair(size) for size in sizes}
+        blocks = {size: self.options.pair(size) for size in sizes}
         return [
             f"{size} features are mapped in blocks of {left * right}, {left} · {right}: no larger pair is allowed"
             for size, (left, right) in blocks.items()
-            if left * right * self.options.tensor_parallel != size
+            if left * right != size
         ]
 
     @hookimpl
@@ -141,12 +146,14 @@ class FlatQuant(Algorithm):
         if chosen.load_matrices:
             transforms, self._clips = load(Path(chosen.load_matrices), block)
             return transforms
-        mapped = build(block, layers, observed, chosen, self._pair)
+        mapped, refused = build(block, layers, observed, chosen, data.refusal)
         schedule = Schedule(chosen.epochs, chosen.cali_bsz, chosen.flat_lr, (chosen.seed, block.index))
         if chosen.epochs:
             losses = learn(mapped, data, schedule, chosen.cali_trans)
             every = -(-len(losses) // CURVE)
             record(loss=[float(f"{loss:.4g}") for loss in losses[::every]], last=float(f"{losses[-1]:.4g}"))
+        if refused:
+            record(unmapped=refused)
         transforms, self._clips = mapped.transforms(), mapped.clips
         if chosen.save_matrices:
             save(Path(chosen.save_matrices), block, transforms, mapped.clips)

@@ -20,7 +20,8 @@ def _path(folder: Path, block: Block) -> Path:
 
 def save(folder: Path, block: Block, transforms: Sequence[Transform], clips: Mapping[str, torch.Tensor]) -> None:
     """Float32 tensors: ``<producer>.scale`` ``(channels,)``, ``<producer>.values``, ``<site>.left``, ``<site>.right``
-    (a single number where it is an identity of that size), ``<layer>.clip`` ``(2, rows, groups)``."""
+    (a single number where it is an identity of that size), ``<site>.keep`` ``(1,)`` where that is not the whole
+    range of a token, ``<layer>.clip`` ``(2, rows, groups)``."""
     arrays = {f"{layer}.clip": clip for layer, clip in clips.items()}
     for transform in transforms:
         if isinstance(transform, ChannelScale):
@@ -30,6 +31,8 @@ def save(folder: Path, block: Block, transforms: Sequence[Transform], clips: Map
         else:
             left, right = transform.map.factors
             arrays |= {f"{transform.site}.left": _matrix(left), f"{transform.site}.right": _matrix(right)}
+            if transform.map.keep != 1:
+                arrays[f"{transform.site}.keep"] = torch.tensor([transform.map.keep])
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(_path(folder, block), arrays.items())
 
@@ -50,8 +53,8 @@ def load(folder: Path, block: Block) -> Learnt:
     online: list[Transform] = []
     for name, array in arrays.items():
         owner, _, what = name.rpartition(".")
-        owners: Mapping[str, object] = {"scale": folds, "values": folds, "clip": block.layers}.get(what, block.sites)
-        if owner not in owners:
+        known = {"scale": {*folds}, "values": {*folds}, "clip": {*block.layers}}.get(what, {*block.sites})
+        if owner not in known:
             raise CheckpointError(f"{path}: '{name}' is of another model; {block.name} has no '{owner}'")
         if what == "scale":
             folded.append(ChannelScale(folds[owner], array))
@@ -59,5 +62,7 @@ def load(folder: Path, block: Block) -> Learnt:
             folded.append(FoldTransform(folds[owner], LinearMap((array,))))
         elif what == "left":
             right = arrays[f"{owner}.right"]
-            online.append(SiteTransform(owner, LinearMap((array, int(right) if right.ndim == 1 else right))))
+            factors = (array, int(right) if right.ndim == 1 else right)
+            keep = float(arrays.get(f"{owner}.keep", torch.ones(1)))
+            online.append(SiteTransform(owner, LinearMap(factors, keep=keep)))
     return folded + online, clips
