@@ -76,7 +76,7 @@ def test_each_site_gets_its_map(toy):
 
 @pytest.mark.parametrize(
     ("options", "missing"),
-    [({"use_o_quant": False}, "o.input"), ({"use_down_quant": False}, "down.input"), ({"add_diag": False}, "norm")],
+    [({"o_trans": False}, "o.input"), ({"down_trans": False}, "down.input"), ({"add_diag": False}, "norm")],
 )
 def test_options_leave_maps_out(toy, options, missing):
     _, _, transforms, _, _ = smoothed(toy, epochs=0, **options)
@@ -92,13 +92,12 @@ def test_a_site_whose_map_the_checkpoint_could_not_say_gets_another_or_none(toy)
     def refusal(transform):
         return {8: None, heads: "no heads"}[transform.map.sizes[0]] if transform.map.sizes != (8, 12) else "no 8 · 12"
 
-    facts: dict = {}
     data = replace(data, refusal=refusal)
-    transforms = FlatQuant(Options(epochs=0)).smooth(block, layers, observed, data, told(facts))
+    *transforms, dropped = FlatQuant(Options(epochs=0)).smooth(block, layers, observed, data, told({}))
     sizes = {t.site.split(".")[-2]: t.map.sizes for t in transforms if isinstance(t, SiteTransform)}
     assert sizes == {"q": (8, 8), "o": (8, 8), "gate": (8, 8)}
     assert not any(isinstance(t, FoldTransform) for t in transforms)
-    assert facts["unmapped"] == {"blocks.0.down.input": "no 8 · 12"}
+    assert refusal(dropped) == "no 8 · 12", "it is left to the line to say so"
 
 
 def test_what_is_kept_of_activations_is_learned_with_lac(toy):
@@ -162,7 +161,7 @@ def test_what_is_rounded_is_what_was_learned(toy):
         layer.scheme = QuantizationScheme(weights=W4)
     algorithm = FlatQuant(Options(**QUICK))
     mapped, refused = build(block, layers, observed, algorithm.options, data.refusal)
-    assert refused == {}
+    assert refused == []
     with torch.no_grad():
         computed = mapped.compute()
         learned = float(loss(mapped, computed, data, (0, slice(0, 4))))

@@ -17,8 +17,8 @@ def build(
     observed: Mapping[str, torch.Tensor],
     options: Any,
     refusal: Callable[[Transform], str | None],
-) -> tuple[Mapped, dict[str, str]]:
-    """What is to be learned, and of the sites that get no map the reasons.
+) -> tuple[Mapped, list[Transform]]:
+    """What is to be learned, and of each site that gets no map, since the checkpoint could not say it, that map.
 
     observed: the largest magnitude of each channel at each site. refusal: why the checkpoint could not say a map.
     """
@@ -29,15 +29,14 @@ def build(
             by_site.setdefault(layer.site, []).append(layer)
     folds = block.folds()
     sites: dict[str, SiteMap] = {}
-    refused: dict[str, str] = {}
+    refused: list[Transform] = []
     for name, fed in by_site.items():
-        for candidate in _candidates(block, name, options, generator):
-            why = refusal(candidate.transform(name, fed[0].dtype))
-            if why is None:
-                sites[name] = candidate
-                refused.pop(name, None)
-                break
-            refused.setdefault(name, why)
+        candidates = [(c, c.transform(name, fed[0].dtype)) for c in _candidates(block, name, options, generator)]
+        held = [candidate for candidate, transform in candidates if refusal(transform) is None]
+        if held:
+            sites[name] = held[0]
+        else:
+            refused += [transform for _, transform in candidates[-1:]]
     scales = [
         (fold, _start(fold, by_site, observed, options.diag_alpha))
         for fold in folds
@@ -56,7 +55,7 @@ def _candidates(block: Block, site: str, options: Any, generator: torch.Generato
     folds = [fold for fold in block.folds() if site in fold.sites]
     normed = any(fold.producer not in block.layers for fold in folds)
     heads = next((fold for fold in folds if fold.head > 1), None)
-    if not (options.use_o_quant if heads else normed or options.use_down_quant):
+    if not (options.o_trans if heads else normed or options.down_trans):
         return
     parts = 1 if normed else options.tensor_parallel  # what a norm returns is whole on every device
     if heads and features // heads.head % parts == 0:

@@ -40,9 +40,9 @@ class Options(Strict):
         activations' spread it takes to start with (SmoothQuant's alpha).
     lwc: learn how much of its range each scale of a weight keeps. lac: the same for the activations at each site that
         is mapped.
-    use_o_quant: map what enters the attention's output layer: across heads at run time, within a head folded; where
+    o_trans: map what enters the attention's output layer: across heads at run time, within a head folded; where
         the checkpoint format cannot say that, as any other input.
-    use_down_quant: map the inputs that no norm produces (``down_proj``).
+    down_trans: map the inputs that no norm produces (``down_proj``).
     direct_inv: learn the matrices as they are and invert them, in place of rotations and a diagonal.
     max_factor, factor_multiple, tensor_parallel: limits of the kernels that compute the maps: the largest factor of a
         pair, what the right one must be a multiple of, and among how many devices the features are divided that no
@@ -60,8 +60,8 @@ class Options(Strict):
     diag_alpha: float = Field(0.3, ge=0.0, le=1.0)
     lwc: bool = True
     lac: bool = False
-    use_o_quant: bool = True
-    use_down_quant: bool = True
+    o_trans: bool = True
+    down_trans: bool = True
     direct_inv: bool = False
     max_factor: int = Field(256, gt=1)
     factor_multiple: int = Field(1, gt=0)
@@ -152,12 +152,10 @@ class FlatQuant(Algorithm):
             losses = learn(mapped, data, schedule, chosen.cali_trans)
             every = -(-len(losses) // CURVE)
             record(loss=[float(f"{loss:.4g}") for loss in losses[::every]], last=float(f"{losses[-1]:.4g}"))
-        if refused:
-            record(unmapped=refused)
         transforms, self._clips = mapped.transforms(), mapped.clips
         if chosen.save_matrices:
             save(Path(chosen.save_matrices), block, transforms, mapped.clips)
-        return transforms
+        return transforms + refused  # the line drops those, and the report says why
 
     @hookimpl
     def quantize(self, layers: Sequence[Layer]) -> dict[str, QuantizedTensor]:
