@@ -225,6 +225,8 @@ def test_what_it_cannot_do_is_said_while_planning():
     assert "max_factor" in FlatQuant(Options(max_factor=16)).unsupported(layer(1009), integers)
     assert "divided among 5 devices" in FlatQuant(Options(tensor_parallel=5)).unsupported(layer(96), integers)
     assert list(FlatQuant().leaves_online(layer(96), 96)) == ["kronecker"]
+    assert FlatQuant().needs(integers).gradient
+    assert not any(FlatQuant(o).needs(integers).gradient for o in (Options(epochs=0), Options(load_matrices="flat")))
     assert list(FlatQuant(Options(lac=True)).leaves_online(layer(96), 96)) == ["clipped"]
 
 

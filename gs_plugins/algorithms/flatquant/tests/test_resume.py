@@ -16,9 +16,9 @@ RECIPE = {
         "weights": {"format": "int4", "granularity": "channel"},
         "inputs": {"format": "int4", "granularity": "token", "dynamic": True},
     },
-    "algorithms": [{"flatquant": {"epochs": 2, "cali_bsz": 2}}],
     "format": "kit_plain",
 }
+OPTIONS = {"epochs": 2, "cali_bsz": 2, "lac": True}
 
 
 class Trip(Exception):
@@ -56,9 +56,10 @@ def run(tmp_path, monkeypatch):
     toy = write_toy(tmp_path / "toy", blocks=3, hidden=32, intermediate=48)
     tokens = np.random.default_rng(0).integers(0, 256, (6, 16))
 
-    def quantized(out: Path, **more):
+    def quantized(out: Path, options=OPTIONS, **more):
+        recipe = Recipe.parse(RECIPE | {"algorithms": [{"flatquant": options}]})
         given = {"calibration": tokens, "samples": 6, "seq_len": 16, "adapter": ToyAdapter(torch.asarray)}
-        return quantize(toy, Recipe.parse(RECIPE), out, **given, **more)
+        return quantize(toy, recipe, out, **given, **more)
 
     return quantized
 
@@ -82,3 +83,11 @@ def test_interrupted_anywhere_it_writes_the_same_bytes(run, tmp_path, after):
             run(out, plugins=[Tripwire(at, after)])
         run(out)
         assert contents(out) == (found, report), at
+
+
+def test_matrices_that_were_saved_make_the_same_model(run, tmp_path):
+    run(tmp_path / "learned", OPTIONS | {"save_matrices": str(tmp_path / "flat")})
+    run(tmp_path / "loaded", {"load_matrices": str(tmp_path / "flat"), "lac": True})
+    (learned, _), (loaded, report) = contents(tmp_path / "learned"), contents(tmp_path / "loaded")
+    assert loaded == learned
+    assert report["records"] == []

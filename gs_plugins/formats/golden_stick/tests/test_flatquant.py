@@ -149,6 +149,7 @@ def test_the_factors_that_the_loader_allots(features, expected):
         ("mlp.up_proj", 262144, (512, 512), "factors up to 256"),
         ("mlp.up_proj", 1334, (23, 58), "not at all, not as 23 · 58"),
         ("mlp.up_proj", 4096, (16, 8, 32), "not as 16 · 8 · 32"),
+        ("mlp.experts.3.up_proj", 4096, (64, 64), "no inputs of experts"),
         ("mlp.down_proj", 8192, (64, 64), None),
         ("mlp.up_proj", 8192, (64, 64), "as 64 · 128, not as 64 · 64"),
     ],

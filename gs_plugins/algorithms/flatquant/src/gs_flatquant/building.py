@@ -22,7 +22,9 @@ def build(
 
     observed: the largest magnitude of each channel at each site. refusal: why the checkpoint could not say a map.
     """
+    # On any device the same numbers.
     generator = torch.Generator().manual_seed(options.seed * 1_000_003 + block.index)
+    device = layers[0].weight().device
     by_site: dict[str, list[Layer]] = {}
     for layer in layers:
         if layer.site in observed:
@@ -31,7 +33,9 @@ def build(
     sites: dict[str, SiteMap] = {}
     refused: list[Transform] = []
     for name, fed in by_site.items():
-        candidates = [(c, c.transform(name, fed[0].dtype)) for c in _candidates(block, name, options, generator)]
+        candidates = [
+            (c, c.transform(name, fed[0].dtype)) for c in _candidates(block, name, options, generator, device)
+        ]
         held = [candidate for candidate, transform in candidates if refusal(transform) is None]
         if held:
             sites[name] = held[0]
@@ -46,12 +50,14 @@ def build(
     return Mapped(block, layers, sites, scales, clips), refused
 
 
-def _candidates(block: Block, site: str, options: Any, generator: torch.Generator) -> Iterator[SiteMap]:
+def _candidates(
+    block: Block, site: str, options: Any, generator: torch.Generator, device: torch.device
+) -> Iterator[SiteMap]:
     """The maps that a site may get, the best first. What enters attention's output layer is heads: one matrix mixes
     them when the model runs, one mixes each head's values and is folded."""
     features = block.sites[site].features
     matrix: type[Direct] | type[Learned] = Direct if options.direct_inv else Learned
-    clip = torch.tensor(START) if options.lac else None
+    clip = torch.tensor(START, device=device) if options.lac else None
     folds = [fold for fold in block.folds() if site in fold.sites]
     normed = any(fold.producer not in block.layers for fold in folds)
     heads = next((fold for fold in folds if fold.head > 1), None)
@@ -59,9 +65,9 @@ def _candidates(block: Block, site: str, options: Any, generator: torch.Generato
         return
     parts = 1 if normed else options.tensor_parallel  # what a norm returns is whole on every device
     if heads and features // heads.head % parts == 0:
-        left, right = (matrix(size, generator) for size in (features // heads.head // parts, heads.head))
+        left, right = (matrix(size, generator, device) for size in (features // heads.head // parts, heads.head))
         yield SiteMap(left, heads.head, right, producer=heads.producer, clip=clip)
-    left, right = (matrix(size, generator) for size in options.pair(features, parts))
+    left, right = (matrix(size, generator, device) for size in options.pair(features, parts))
     yield SiteMap(left, right, clip=clip)
 
 

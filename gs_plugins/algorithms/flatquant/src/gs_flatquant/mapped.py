@@ -169,5 +169,6 @@ def smoothquant_style(weights: Sequence[torch.Tensor], activation: torch.Tensor,
 
 def clip_logits(layer: Layer) -> torch.Tensor:
     """Where clipping starts, ``(2, rows, groups)``."""
-    rows, groups = numerics.split(torch.empty(layer.shape, device=layer.weight().device), layer.args).shape[:2]
-    return torch.full((2, rows, groups), START)
+    weight = layer.weight()
+    rows, groups = numerics.split(weight, layer.args).shape[:2]
+    return torch.full((2, rows, groups), START, device=weight.device)

@@ -1,5 +1,7 @@
 """Invertible matrices that can be learned, each with its inverse transpose at hand."""
 
+from typing import Any
+
 import torch
 
 
@@ -10,9 +12,9 @@ class Learned:
     An orthogonal matrix is Cayley's transform of a skew-symmetric one, ``(I + A)⁻¹ (I − A)``.
     """
 
-    def __init__(self, size: int, generator: torch.Generator):
-        self.left, self.right = (random_rotation(size, generator).tril(-1) for _ in range(2))
-        self.middle = torch.ones(size)
+    def __init__(self, size: int, generator: torch.Generator, device: Any = "cpu"):
+        self.left, self.right = (random_rotation(size, generator).tril(-1).to(device) for _ in range(2))
+        self.middle = torch.ones(size, device=device)
 
     def parameters(self) -> list[torch.Tensor]:
         return [self.left, self.right, self.middle]
@@ -26,8 +28,8 @@ class Learned:
 class Direct:
     """A square matrix as it is, inverted in float64. It starts as a random rotation."""
 
-    def __init__(self, size: int, generator: torch.Generator):
-        self.matrix = random_rotation(size, generator)
+    def __init__(self, size: int, generator: torch.Generator, device: Any = "cpu"):
+        self.matrix = random_rotation(size, generator).to(device)
 
     def parameters(self) -> list[torch.Tensor]:
         return [self.matrix]

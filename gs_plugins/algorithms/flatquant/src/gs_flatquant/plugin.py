@@ -115,7 +115,8 @@ class FlatQuant(Algorithm):
         return None
 
     def needs(self, scheme: QuantizationScheme) -> Needs:
-        return Needs(data=True, gradient=True, float_stream=True)
+        learns = bool(self.options.epochs) and not self.options.load_matrices
+        return Needs(data=True, gradient=learns, float_stream=learns)
 
     def leaves_online(self, layer: LayerInfo, hidden: int) -> Mapping[str, str]:
         kind = "clipped" if self.options.lac else "kronecker"
@@ -162,9 +163,10 @@ class FlatQuant(Algorithm):
         return {layer.name: self._round(layer) for layer in layers}
 
     def _round(self, layer: Layer) -> QuantizedTensor:
+        weight = layer.weight()
         if layer.name not in self._clips:
-            return numerics.quantize_weight(layer.weight(), layer.args, layer.dtype)
-        weight, (keep_low, keep_high) = layer.weight(), self._clips[layer.name].sigmoid()
+            return numerics.quantize_weight(weight, layer.args, layer.dtype)
+        keep_low, keep_high = self._clips[layer.name].to(weight.device).sigmoid()
         low, high = numerics.minmax(numerics.split(weight, layer.args))
         dtype = numerics.scale_dtype(layer.args, layer.dtype)
         scale, zero_point = numerics.scale_from_range(low * keep_low, high * keep_high, layer.args, dtype)

@@ -12,7 +12,7 @@ import numpy as np
 
 from gs_core import Array, LayerInfo, LinearMap
 from gs_core.arrays import astype, to_numpy
-from gs_golden_stick.labels import FUSED
+from gs_golden_stick.labels import FUSED, is_expert
 
 LABEL = "W4A4_FLATQUANT_DYNAMIC"
 PARTS = ("left_trans", "right_trans", "clip_ratio")
@@ -35,6 +35,8 @@ def sizes(features: int) -> tuple[int, int] | None:
 def unsupported(map: LinearMap, layer: LayerInfo) -> str | None:
     """Why a layer cannot have this map, or ``None``. A layer whose input features are divided among devices has on
     each the factors of its part: a map in blocks of such parts is one for that many devices."""
+    if is_expert(layer.name):
+        return "vLLM-Ascend maps no inputs of experts"
     features, found = layer.shape[1], map.sizes
     whole = any(layer.name.rpartition(".")[2] in family for family in FUSED)
     allotted = sizes(features if whole else map.block)
