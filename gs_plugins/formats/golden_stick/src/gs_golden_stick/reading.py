@@ -11,13 +11,14 @@ from gs_core import CheckpointError, LinearMap, QuantizationScheme, QuantizedTen
 from gs_core.arrays import PACKED_INT4, RawTensor, from_raw, to_raw
 from gs_core.interfaces import LayerNumbers
 from gs_core.storage import Checkpoint, DerivedTensor, StoredTensor
-from gs_golden_stick import caches, int4
+from gs_golden_stick import caches, flatquant, int4
 from gs_golden_stick.labels import DESCRIPTIONS, FLOAT
 from gs_golden_stick.parameters import from_float_bits
 from gs_schemas import SchemaError, named, validate
 
 _FOLDER = (
     "weight", "weight_scale", "weight_offset", "smooth_scale", "deq_scale", "quant_bias", "input_scale", "input_offset",
+    *flatquant.PARTS,
 )  # fmt: skip
 _NETWORK = {
     "_layer.weight": "weight",
@@ -33,7 +34,7 @@ _NETWORK = {
 """Names inside a network, and what folders call the same."""
 _READABLE = {
     DESCRIPTIONS[0]: ("W8A16", "W4A16", "W8A8", "W8A8_DYNAMIC", "W4A8_DYNAMIC"),
-    DESCRIPTIONS[1]: ("W8A16", "W8A8", "W8A8_DYNAMIC", "W4A4_DYNAMIC"),
+    DESCRIPTIONS[1]: ("W8A16", "W8A8", "W8A8_DYNAMIC", "W4A4_DYNAMIC", flatquant.LABEL),
 }
 
 
@@ -122,6 +123,8 @@ class _Layer:
         online = None
         if self.smooth is not None and self.label.endswith("_DYNAMIC"):  # the scales of tokens are those of products
             online, self.smooth = LinearMap(scale=1 / self.smooth), None
+        if self.label == flatquant.LABEL:
+            online = self._pair()
         self.numbers = LayerNumbers(self._scheme(), self.inputs, online)
 
     def _lies_transposed(self, stored: StoredTensor | DerivedTensor) -> bool:
@@ -193,6 +196,18 @@ class _Layer:
         if not (np.isfinite(found).all() and (found > 0).all()):
             raise CheckpointError(f"{self.parts['smooth_scale']} holds numbers that are no scales")
         return found if (found != 1).any() else None
+
+    def _pair(self) -> LinearMap:
+        left, right = (self._array(part, (n, n)) for part in flatquant.PARTS[:2] for n in self._stored(part).shape[:1])
+        if not left.size or not right.size or self.shape[1] % (len(left) * len(right)):
+            raise CheckpointError(
+                f"{self.parts['left_trans']} and {self.parts['right_trans']} have {len(left)} and {len(right)} rows, "
+                f"a layer of {list(self.shape)} needs two numbers whose product divides {self.shape[1]}"
+            )
+        ratio = self._array("clip_ratio", (1,))
+        if not (ratio > 0).all():
+            raise CheckpointError(f"{self.parts['clip_ratio']} holds {float(ratio[0])}, which is no part of a range")
+        return flatquant.unpack(left, right, ratio)
 
     def _scheme(self) -> QuantizationScheme:
         weights = {
