@@ -59,7 +59,7 @@ class GoldenStickNetwork(Described):
         self.suppression = suppression
 
     @hookimpl
-    def pack(
+    def pack(  # type: ignore[override] # of a hook's arguments each takes what it needs
         self,
         tensor: QuantizedTensor,
         inputs: StaticInput | None,
@@ -68,7 +68,7 @@ class GoldenStickNetwork(Described):
         layer: LayerInfo,
     ) -> dict[str, Array]:
         """int8 weights lie as the network's own cell kept them; int4 ones are ``(in, out / 2)`` in every cell."""
-        arrays = super().pack(tensor, inputs, layout, online, layer)
+        arrays = dict(super().pack(tensor, inputs, layout, online))
         if layer.transposed and tensor.args.bits == 8:
             arrays["_layer.weight"] = np.ascontiguousarray(to_numpy(arrays["_layer.weight"]).T)
         return arrays
