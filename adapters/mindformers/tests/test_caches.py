@@ -69,6 +69,21 @@ def test_nothing_is_written_into_the_network(llama, tokens, tmp_path):
     assert not any(name.endswith(("key_cache", "value_cache")) for name in Checkpoint(tmp_path).tensors)
 
 
+def test_caches_may_be_quantized_after_weights(llama, tokens, tmp_path):
+    from gs_mindformers import cells
+
+    network = llama("float32", **CACHED)
+    weights = Recipe.parse({"algorithms": ["rtn"], "scheme": "W8A16", "format": "golden_stick_network"})
+    quantize(network, weights, tmp_path / "weights", adapter=MindFormers())
+    cells.install(network, Checkpoint(tmp_path / "weights").tensors)
+    first = network.model.layers[0].attention.wq
+    given = {"calibration": tokens, "samples": 4, "seq_len": 24, "adapter": MindFormers()}
+    quantize(network, KV8, tmp_path / "caches", **given)
+    assert cells.install(network, Checkpoint(tmp_path / "caches").tensors) == []
+    assert network.model.layers[0].attention.wq is first
+    assert f"{CACHE}.quant_pa.k_v_scale_fusion" in network.parameters_dict()
+
+
 def test_an_int8_cache_gives_back_what_was_put_in(mindspore):
     """Two samples in scattered blocks, five tokens and nine, grouped-query attention: all but for the rounding."""
     from mindformers.modules.paged_attention_mgr import PagedAttentionMgr

@@ -10,7 +10,7 @@ from gs_core.arrays import PACKED_INT4, RawTensor, from_raw, to_raw
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor
 from gs_mindformers.cells.cache import MARKER, QuantizedCache
 from gs_mindformers.cells.linear import QuantizedLinear
-from gs_mindformers.cells.spec import Spec, read_specs
+from gs_mindformers.cells.spec import WEIGHT, Spec, read_specs
 from gs_mindformers.linear import CACHE, Held, held_by, is_a
 from gs_mindformers.rotary import ROTATION, Rotation
 from gs_mindformers.tensors import dtype_name, to_tensor
@@ -29,11 +29,14 @@ def deploy(network: ms.nn.Cell, specs: Mapping[str, Spec], caches: Iterable[str]
 def install(network: ms.nn.Cell, tensors: Mapping[str, Tensor]) -> list[str]:
     """Make a network compute with a file's quantized layers and caches, and load everything in the file into it.
 
-    tensors: by the names of Golden Stick's networks. Returns the names of parameters that the file lacks, but for what
-    caches hold. Raises ``PlanError`` as ``deploy`` does, and ``CheckpointError`` when the file has something that the
-    network has no place for; the network is then as it was.
+    tensors: by the names of Golden Stick's networks. Quantized cells that are there already stay. Returns the names of
+    parameters that the file lacks, but for what caches hold. Raises ``PlanError`` as ``deploy`` does, and
+    ``CheckpointError`` when the file has something that the network has no place for; the network is then as it was.
     """
-    made = _make(network, read_specs(tensors), (n.removesuffix(MARKER) for n in tensors if n.endswith(MARKER)))
+    there = network.parameters_dict()
+    specs = {name: spec for name, spec in read_specs(tensors).items() if f"{name}{WEIGHT}" not in there}
+    caches = [n.removesuffix(MARKER) for n in tensors if n.endswith(MARKER) and n not in there]
+    made = _make(network, specs, caches)
     loaded = _fitting(_joined(network, tensors), _parameters(network, made))
     _place(network, made)
     missing, _ = ms.load_param_into_net(network, loaded)
