@@ -35,9 +35,20 @@ SCHEMES: dict[str, QuantizationScheme] = {scheme.name: scheme for scheme in (*_L
 
 # Four bits leave no room for outliers anywhere: R4 too, for engines that compute it.
 _HADAMARD = {"hadamard": {"r4": True}}
+# The field has a name of its own for GPTQ with this option.
+_GPTAQ = {"gptq": {"asymmetric": True}}
 _MIXED = {"mixed_precision": {"bits": 5, "candidates": ["W4A16", "W8A16"]}}
 _ALGORITHMS: dict[str, tuple[list[str | dict[str, Any]], ...]] = {
-    "W4A16": (["rtn"], ["gptq"], ["awq"], ["awq", "gptq"], ["autoround"], [_MIXED, "gptq"]),
+    "W4A16": (
+        ["rtn"],
+        ["gptq"],
+        [_GPTAQ],
+        ["awq"],
+        ["awq", "gptq"],
+        ["hadamard", _GPTAQ],
+        ["autoround"],
+        [_MIXED, "gptq"],
+    ),
     "W4A16_ASYM": (["rtn"], ["gptq"], ["awq"], ["autoround"]),
     "W8A16": (["rtn"], ["gptq"]),
     "W8A8": (["rtn"], ["gptq"], ["smoothquant", "rtn"], ["smoothquant", "gptq"], ["osp", "rtn"]),
@@ -56,7 +67,8 @@ _ALGORITHMS: dict[str, tuple[list[str | dict[str, Any]], ...]] = {
 
 def _recipe_name(scheme: str, algorithms: list[str | dict[str, Any]]) -> str:
     # "w8a8-smoothquant" leaves the rounding to rtn unsaid, as the field does; who sees to the cache, the scheme says.
-    layers = [a for algorithm in algorithms for a in ([algorithm] if isinstance(algorithm, str) else algorithm)]
+    named = [["gptaq"] if algorithm == _GPTAQ else algorithm for algorithm in algorithms]
+    layers = [a for algorithm in named for a in ([algorithm] if isinstance(algorithm, str) else algorithm)]
     layers = [a for a in layers if a != "kv_cache"]
     tail = layers if len(layers) == 1 else [a for a in layers if a != "rtn"]
     return "-".join([scheme, *tail]).lower().replace("_", "-")
