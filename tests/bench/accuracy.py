@@ -25,7 +25,7 @@ Line = list[str]
 
 def measure(work: Path, rows: Collection[str], tools: Collection[str], known: list[Line]) -> Iterator[str]:
     """The section, again after each line: what is measured now in place of what was ``known``."""
-    lines = {tuple(line[:KEY]): line for line in known}
+    lines = {tuple(line[:KEY]): line for line in known if line[1] in ROWS.get(line[0], {})}
     tokens = {model: work / f"tokens-{model}" for model in MODELS}
     for model, folder in tokens.items():
         ours("prepare.py", DATA / model, DATA / "calibration.txt", DATA / "evaluation.txt", folder)

@@ -1,5 +1,6 @@
 """The tools beside which this project stands, each in an environment of its own (tests/lanes)."""
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +39,12 @@ def quantize(tool: str, model: Path, recipe: str, out: Path, tokens: Path) -> Ru
 
 
 def perplexity(tool: str, folder: Path, windows: Path) -> Run:
-    """Of what ``tool`` wrote, opened by transformers in float32."""
+    """Of what ``tool`` wrote, opened by transformers in float32; by ours where transformers cannot."""
     script = HERE.parent / "lanes" / "transformers_perplexity.py"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    method = config.get("quantization_config", {}).get("quant_method", "compressed-tensors")
+    if tool == OURS and method != "compressed-tensors":
+        return ours("perplexity_ours.py", folder, windows)
     if tool != OURS and PEERS[tool].opens:
         return _in_environment(tool, script, folder, windows)
     return run([sys.executable, script, folder, windows, "--transforms"])

@@ -7,11 +7,13 @@ import argparse
 
 from resources import cpu_seconds, report
 
+RECIPES = ("w8a8-smoothquant",)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
-    parser.add_argument("recipe", choices=["w8a8-smoothquant"])
+    parser.add_argument("recipe", choices=RECIPES)
     for name in ("out", "tokens"):
         parser.add_argument(name)
     given = parser.parse_args()

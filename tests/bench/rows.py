@@ -7,41 +7,44 @@ OURS = "ours"
 # Of ours: presets by their names, and what has none.
 GROUP_128 = {"granularity": "group", "group_size": 128}
 GROUP_32 = {"granularity": "group", "group_size": 32}
-W4A16: dict[str, Any] = {"weights": {"format": "int4", **GROUP_128}}
 W3A16: dict[str, Any] = {"weights": {"format": "int3", **GROUP_128}}
 W2A16: dict[str, Any] = {"weights": {"format": "int2", **GROUP_32}}
 SWEEPS = {"gptq": {"sweeps": 4}}
+GPTAQ = {"gptq": {"sweeps": 4, "asymmetric": True}}
+AUTO = {"smoothquant": {"alpha": "auto"}}
+HADAMARD = {"hadamard": {"r4": True}}
 SCHEMES_AND_ALGORITHMS: dict[str, dict[str, Any]] = {
-    "w4a16-awq-gptq-sweeps": {"scheme": W4A16, "algorithms": ["awq", SWEEPS]},
-    "w3a16-gptq-sweeps": {"scheme": W3A16, "algorithms": [SWEEPS]},
-    "w3a16-awq-gptq-sweeps": {"scheme": W3A16, "algorithms": ["awq", SWEEPS]},
-    "w2a16-gptq-sweeps": {"scheme": W2A16, "algorithms": [SWEEPS]},
-    "w2a16-awq-gptq-sweeps": {"scheme": W2A16, "algorithms": ["awq", SWEEPS]},
-    "w8a8-smoothquant-auto": {"scheme": "W8A8", "algorithms": [{"smoothquant": {"alpha": "auto"}}, "rtn"]},
-    "w8a8-static-smoothquant-auto": {
-        "scheme": "W8A8_STATIC",
-        "algorithms": [{"smoothquant": {"alpha": "auto"}}, "rtn"],
-    },
+    "w3a16-gptq": {"scheme": W3A16, "algorithms": [SWEEPS]},
+    "w3a16-gptaq": {"scheme": W3A16, "algorithms": [GPTAQ]},
+    "w3a16-hadamard-gptaq": {"scheme": W3A16, "algorithms": ["hadamard", GPTAQ]},
+    "w3a16-autoround": {"scheme": W3A16, "algorithms": ["autoround"]},
+    "w2a16-gptq": {"scheme": W2A16, "algorithms": [SWEEPS]},
+    "w2a16-gptaq": {"scheme": W2A16, "algorithms": [GPTAQ]},
+    "w2a16-hadamard-gptaq": {"scheme": W2A16, "algorithms": ["hadamard", GPTAQ]},
+    "w2a16-autoround": {"scheme": W2A16, "algorithms": ["autoround"]},
+    "w8a8-smoothquant-auto": {"scheme": "W8A8", "algorithms": [AUTO, "rtn"]},
+    "w8a8-static-smoothquant-auto": {"scheme": "W8A8_STATIC", "algorithms": [AUTO, "rtn"]},
+    "w4a4-hadamard-gptaq": {"scheme": "W4A4", "algorithms": [HADAMARD, GPTAQ]},
 }
 
 # By row and tool. Text in place of recipes says why there are none.
 ROWS: dict[str, dict[str, tuple[str, ...] | str]] = {
     "W4A16 g128": {
-        OURS: ("w4a16-gptq", "w4a16-awq", "w4a16-awq-gptq-sweeps", "w4a16-autoround"),
+        OURS: ("w4a16-gptq", "w4a16-gptaq", "w4a16-hadamard-gptaq", "w4a16-awq", "w4a16-autoround"),
         "llm-compressor": ("w4a16-gptq", "w4a16-awq"),
         "GPTQModel": ("w4a16-gptq", "w4a16-awq"),
         "AutoRound": ("w4a16-autoround-50", "w4a16-autoround-200"),
         "AMD Quark": ("w4a16-gptq", "w4a16-awq"),
     },
     "W3A16 g128": {
-        OURS: ("w3a16-gptq-sweeps", "w3a16-awq-gptq-sweeps"),
+        OURS: ("w3a16-gptq", "w3a16-gptaq", "w3a16-hadamard-gptaq", "w3a16-autoround"),
         "llm-compressor": ("w3a16-gptq", "w3a16-awq"),
         "GPTQModel": ("w3a16-gptq",),
         "AutoRound": ("w3a16-autoround-50", "w3a16-autoround-200"),
         "AMD Quark": ("w3a16-gptq",),
     },
     "W2A16 g32": {
-        OURS: ("w2a16-gptq-sweeps", "w2a16-awq-gptq-sweeps"),
+        OURS: ("w2a16-gptq", "w2a16-gptaq", "w2a16-hadamard-gptaq", "w2a16-autoround"),
         "llm-compressor": ("w2a16-gptq",),
         "GPTQModel": ("w2a16-gptq",),
         "AutoRound": ("w2a16-autoround-50", "w2a16-autoround-200"),
@@ -62,7 +65,7 @@ ROWS: dict[str, dict[str, tuple[str, ...] | str]] = {
         "AMD Quark": ("w8a8-static-smoothquant",),
     },
     "W4A4 dynamic": {
-        OURS: ("w4a4-hadamard-gptq",),
+        OURS: ("w4a4-hadamard-gptq", "w4a4-hadamard-gptaq"),
         "llm-compressor": ("w4a4-spinquant-gptq",),
         "GPTQModel": "it quantizes weights alone",
         "AutoRound": "it writes int4 activations to no folder that an engine opens",

@@ -28,7 +28,7 @@ def measure(work: Path, tools: Collection[str], known: list[Line]) -> Iterator[s
         f"float32 matrices at {rate['rate'] / 1e9:.0f} GFLOP/s; *least* is the necessary arithmetic at that rate, "
         "*reached* its share of the seconds spent on quantizing.\n\n"
     )
-    lines = {tuple(line[:KEY]): line for line in known}
+    lines = {tuple(line[:KEY]): line for line in known if line[1] in SPEED.get(line[0], ())}
     for recipe, by in SPEED.items():
         least = sum(necessary(recipe, SHAPES["mid"]).values()) / rate["rate"]
         for tool in [tool for tool in by if tool in tools]:
