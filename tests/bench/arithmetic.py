@@ -43,9 +43,9 @@ def feedback(shape: Shape) -> int:
 
 def necessary(recipe: str, shape: Shape) -> dict[str, int]:
     """By name; what is linear in the weights (rounding, searching scales) is not counted."""
-    if recipe == "w4a16-rtn":
-        return {}
     found = {"forward": calibration(shape)}
+    if "awq" in recipe:
+        found["second moments"] = hessians(shape)
     if "gptq" in recipe:
         found |= {
             "Hessians": hessians(shape),

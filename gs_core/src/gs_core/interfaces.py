@@ -26,7 +26,8 @@ class LayerInfo:
     """One weight that can be quantized, known before any weight is read.
 
     ``name`` is the layer's full name as the checkpoint spells it, without ``.weight``; ``dtype`` is the name of
-    the dtype it is stored in; ``alias`` is the name of its module where that is spelt otherwise.
+    the dtype it is stored in; ``alias`` is the name of its module where that is spelt otherwise; ``transposed`` says
+    that its framework keeps it ``(in_features, out_features)``, whatever ``shape``, which is ``(out, in)``, says.
     """
 
     name: str
@@ -35,6 +36,7 @@ class LayerInfo:
     site: str
     dtype: str
     alias: str = ""
+    transposed: bool = False
 
 
 class Layer(ABC):

@@ -275,7 +275,7 @@ class _Line:
             )
         layout = self.plan.format.layout(layer.scheme)
         online = block.online.get(layer.site)
-        arrays = self.stages.pack(self.plan.recipe.format, tensor, static, layout, online)
+        arrays = self.stages.pack(self.plan.recipe.format, tensor, static, layout, online, layer.info)
         self.outcome.packed += [(f"{layer.name}.{suffix}", array) for suffix, array in arrays.items()]
         self.outcome.layers.append(
             {

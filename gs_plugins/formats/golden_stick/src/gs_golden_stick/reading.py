@@ -89,7 +89,9 @@ class _Layer:
     """A quantized layer of a checkpoint. Raises ``CheckpointError`` when its tensors do not fit together.
 
     shape: ``(out, in)``. inputs: a scale and an offset for the whole input, or for each of its features where the
-    layer smooths it too. scale, zero_point: float32 and int8 ``(out, groups)``.
+    layer smooths it too. scale, zero_point: float32 and int8 ``(out, groups)``. transposed: a cell of a network keeps
+    int8 codes ``(in, out)``, as it kept the weight; nothing but the number of scales tells, so that a square weight is
+    taken for ``(out, in)``.
     """
 
     def __init__(
@@ -111,7 +113,8 @@ class _Layer:
         # By its type, not its dtype: a copy that lost MindSpore's metadata has packed bytes as int8.
         self.packed = self.bits == 4 and file == DESCRIPTIONS[0]
         rows, columns = stored.shape
-        self.shape = (columns * 2, rows) if self.packed else (rows, columns)
+        self.transposed = self._lies_transposed(stored)
+        self.shape = (columns * 2, rows) if self.packed else (columns, rows) if self.transposed else (rows, columns)
         self.inputs = self._inputs() if self.label == "W8A8" else None
         self.grouped = self.packed and len(self._stored("weight_scale").shape) == 2
         self.scale = self._scale()
@@ -123,6 +126,12 @@ class _Layer:
         if self.label == flatquant.LABEL:
             online = self._pair()
         self.numbers = LayerNumbers(self._scheme(), self.inputs, online)
+
+    def _lies_transposed(self, stored: StoredTensor | DerivedTensor) -> bool:
+        if self.packed or not stored.name.endswith("._layer.weight"):
+            return False
+        scales = self._stored("deq_scale" if "deq_scale" in self.parts else "weight_scale").shape[0]
+        return stored.shape[1] == scales != stored.shape[0]
 
     def _inferred(self, dtype: str) -> str:
         if "deq_scale" in self.parts:
@@ -222,7 +231,7 @@ class _Layer:
         args = self.numbers.scheme.weights
         assert args is not None
         codes = from_raw(self._stored("weight").read())
-        codes = int4.unpack(codes) if self.packed else codes
+        codes = int4.unpack(codes) if self.packed else codes.T if self.transposed else codes
         values = numerics.dequantize(QuantizedTensor(codes, self.scale, self.zero_point, args))
         if self.smooth is not None:
             values = values * self.smooth
