@@ -18,6 +18,7 @@ DEFAULT = {
     "golden-stick-gptq": "gs_plugins/algorithms/gptq",
     "golden-stick-autoround": "gs_plugins/algorithms/autoround",
     "golden-stick-hadamard": "gs_plugins/algorithms/hadamard",
+    "golden-stick-flatquant": "gs_plugins/algorithms/flatquant",
     "golden-stick-kv-cache": "gs_plugins/algorithms/kv_cache",
     "golden-stick-mixed-precision": "gs_plugins/algorithms/mixed_precision",
     "golden-stick-compressed-tensors": "gs_plugins/formats/compressed_tensors",

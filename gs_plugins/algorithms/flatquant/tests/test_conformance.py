@@ -8,8 +8,6 @@ from gs_flatquant import FlatQuant, Options
 
 class TestFlatQuant(AlgorithmSuite):
     namespaces = ("torch",)
-    slack = 1.5
-    """Clipping starts at 0.982 of the range, and these are few steps to take that back where there are many codes."""
 
     @pytest.fixture
     def algorithm(self) -> FlatQuant:

@@ -12,7 +12,7 @@ from gs_core.watching import channel_error, fake_quantizer
 from gs_flatquant import FlatQuant, Options
 from gs_flatquant.building import build
 from gs_flatquant.learning import loss
-from gs_flatquant.mapped import START, smoothquant_style
+from gs_flatquant.mapped import clip_start, smoothquant_style
 from gs_schemas import QuantizationScheme, SchemaError, validate
 
 W4 = QuantizationArgs(format="int4", granularity="channel")
@@ -141,9 +141,13 @@ def test_only_clipping_learns_without_cali_trans(toy):
 
 
 def test_clipping_starts_at_982_thousandths(toy):
-    assert torch.sigmoid(torch.tensor(START)).item() == pytest.approx(0.982, abs=1e-3)
+    assert clip_start(W4) == pytest.approx(4.0)
+    assert torch.sigmoid(torch.tensor(4.0)).item() == pytest.approx(0.982, abs=1e-3)
+    eight = clip_start(QuantizationArgs(format="int8", granularity="channel"))
+    lost = 1 - torch.sigmoid(torch.tensor(eight, dtype=torch.float64)).item()
+    assert lost * 255 == pytest.approx((1 - 0.98201) * 15, rel=1e-3), "the same part of a step"
     algorithm, *_ = smoothed(toy, epochs=0)
-    assert all((clip == START).all() for clip in algorithm._clips.values())
+    assert all(torch.allclose(clip, torch.tensor(4.0)) for clip in algorithm._clips.values())
     assert smoothed(toy, epochs=0, lwc=False)[0]._clips == {}
 
 

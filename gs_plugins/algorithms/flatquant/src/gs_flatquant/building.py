@@ -7,7 +7,7 @@ import torch
 
 from gs_core import Block, Fold, Layer
 from gs_core.interfaces import Transform
-from gs_flatquant.mapped import START, Mapped, SiteMap, clip_logits, smoothquant_style
+from gs_flatquant.mapped import Mapped, SiteMap, clip_logits, clip_start, smoothquant_style
 from gs_flatquant.matrices import Direct, Learned
 
 
@@ -24,7 +24,6 @@ def build(
     """
     # On any device the same numbers.
     generator = torch.Generator().manual_seed(options.seed * 1_000_003 + block.index)
-    device = layers[0].weight().device
     by_site: dict[str, list[Layer]] = {}
     for layer in layers:
         if layer.site in observed:
@@ -33,9 +32,8 @@ def build(
     sites: dict[str, SiteMap] = {}
     refused: list[Transform] = []
     for name, fed in by_site.items():
-        candidates = [
-            (c, c.transform(name, fed[0].dtype)) for c in _candidates(block, name, options, generator, device)
-        ]
+        found = _candidates(block, fed[0], options, generator)
+        candidates = [(candidate, candidate.transform(name, fed[0].dtype)) for candidate in found]
         held = [candidate for candidate, transform in candidates if refusal(transform) is None]
         if held:
             sites[name] = held[0]
@@ -50,14 +48,13 @@ def build(
     return Mapped(block, layers, sites, scales, clips), refused
 
 
-def _candidates(
-    block: Block, site: str, options: Any, generator: torch.Generator, device: torch.device
-) -> Iterator[SiteMap]:
-    """The maps that a site may get, the best first. What enters attention's output layer is heads: one matrix mixes
-    them when the model runs, one mixes each head's values and is folded."""
-    features = block.sites[site].features
+def _candidates(block: Block, layer: Layer, options: Any, generator: torch.Generator) -> Iterator[SiteMap]:
+    """The maps that a layer's site may get, the best first. What enters attention's output layer is heads: one matrix
+    mixes them when the model runs, one mixes each head's values and is folded."""
+    site, features, device = layer.site, layer.shape[1], layer.weight().device
     matrix: type[Direct] | type[Learned] = Direct if options.direct_inv else Learned
-    clip = torch.tensor(START, device=device) if options.lac else None
+    inputs = layer.scheme.inputs
+    clip = torch.tensor(clip_start(inputs), device=device) if options.lac and inputs is not None else None
     folds = [fold for fold in block.folds() if site in fold.sites]
     normed = any(fold.producer not in block.layers for fold in folds)
     heads = next((fold for fold in folds if fold.head > 1), None)

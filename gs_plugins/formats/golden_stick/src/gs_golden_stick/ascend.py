@@ -4,7 +4,7 @@ Layout: exports of msModelSlim 26.1, and the loaders of vllm-ascend 0.23. There 
 ``quant_bias``, since the static product adds no other.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,8 +65,13 @@ class Ascend(Described):
 
     @hookimpl
     def pack(
-        self, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str, online: LinearMap | None
-    ) -> Mapping[str, Array]:
+        self,
+        tensor: QuantizedTensor,
+        inputs: StaticInput | None,
+        layout: str,
+        online: LinearMap | None,
+        layer: LayerInfo,
+    ) -> dict[str, Array]:
         return self.parameters(tensor, inputs, layout) | ({} if online is None else flatquant.pack(online))
 
     def parameters(
