@@ -86,3 +86,11 @@ SPEED: dict[str, tuple[str, ...]] = {
     "w4a16-awq": (OURS, "llm-compressor"),
     "w8a8-smoothquant": (OURS, "llm-compressor", "ModelOpt"),
 }
+
+# By tool and recipe, what takes many minutes: measured with --full.
+SLOW = {
+    ("GPTQModel", "w4a16-awq"),
+    ("AMD Quark", "w4a16-awq"),
+    ("AutoRound", "w3a16-autoround-200"),
+    ("AutoRound", "w2a16-autoround-200"),
+}
