@@ -2,12 +2,13 @@
 
 import shutil
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from measuring import HERE, Run, ours, table
 from peers import OURS, PEERS, perplexity, quantize
-from rows import ROWS
+from rows import ROWS, SLOW
 
 DATA = HERE.parent / "data"
 MODELS = ("tiny-llama", "tiny-llama-outliers")
@@ -15,17 +16,24 @@ HEADER = ("row", "by", "recipe", *MODELS, "CPU s, whole process", "CPU s, quanti
 KEY = 3  # columns that name a line
 WHAT = (
     "Perplexity on 64 windows of 256 tokens; calibration on the same 128 × 256 tokens for all, each tool with its own "
-    "defaults and in an environment of its own. Every tool writes a folder, and transformers opens it and computes in "
-    "float32: with compressed-tensors where the folder is of that format (ours, llm-compressor, AutoRound), else with "
-    "the tool itself (GPTQModel, AMD Quark). Seconds and memory are of quantizing and writing the folder, the mean of "
-    "both models; a first run of each peer, which compiles what it compiles once, is not counted.\n\n"
+    "defaults and in an environment of its own. Every tool writes a folder, which is opened again and computes in "
+    "float32: by transformers with compressed-tensors where it is of that format (ours, llm-compressor, AutoRound), by "
+    "transformers with GPTQModel, by AMD Quark's import, and by this project where a format is for NPUs alone "
+    "(flatquant). Seconds and memory are of quantizing and writing the folder, "
+    "the mean of both models; a first run of each peer, which compiles what it compiles once, is not counted.\n\n"
+    "What was done so that all could run: llm-compressor's AWQ pins memory for an accelerator, which is left out; AMD "
+    "Quark's SmoothQuant has alpha 0.5 and its rotations are R1, R2 and R4, better here than its defaults; its "
+    "three-bit weights are written as floats, because packing them fails on layers with two groups to a row.\n\n"
 )
 Line = list[str]
 
 
-def measure(work: Path, rows: Collection[str], tools: Collection[str], known: list[Line]) -> Iterator[str]:
-    """The section, again after each line: what is measured now in place of what was ``known``."""
-    lines = {tuple(line[:KEY]): line for line in known if line[1] in ROWS.get(line[0], {})}
+def measure(
+    work: Path, rows: Collection[str], tools: Collection[str], full: bool, jobs: int, known: list[Line]
+) -> Iterator[str]:
+    """The section, again after each line: what is measured now in place of what was ``known``. ``full``: the slow
+    recipes too. ``jobs``: 2 measures both models at once."""
+    lines = {tuple(line[:KEY]): line for line in known if line[2] in ROWS.get(line[0], {}).get(line[1], ())}
     tokens = {model: work / f"tokens-{model}" for model in MODELS}
     for model, folder in tokens.items():
         ours("prepare.py", DATA / model, DATA / "calibration.txt", DATA / "evaluation.txt", folder)
@@ -34,15 +42,12 @@ def measure(work: Path, rows: Collection[str], tools: Collection[str], known: li
     lines["float", "", ""] = ["float", "", "", *floats, "–", "–", "–"]
     for row, found in ROWS.items():
         for tool, recipes in found.items():
-            if row not in rows or tool not in tools:
-                continue
-            for key in [key for key in lines if key[:2] == (row, tool)]:
-                del lines[key]
             if isinstance(recipes, str):
                 lines[row, tool, "–"] = [row, tool, "–", f"none: {recipes}", *["–"] * 4]
-            else:
-                for recipe in recipes:
-                    lines[row, tool, recipe] = [row, tool, recipe, *_measured(work, tool, recipe, tokens)]
+                continue
+            for recipe in recipes:
+                if row in rows and tool in tools and (full or (tool, recipe) not in SLOW):
+                    lines[row, tool, recipe] = [row, tool, recipe, *_measured(work, tool, recipe, tokens, jobs)]
                     yield _section(lines)
     yield _section(lines)
 
@@ -56,15 +61,18 @@ def _compile(work: Path, tokens: Path, tools: Collection[str]) -> None:
             quantize(tool, DATA / MODELS[0], recipes[0], work / f"first-{PEERS[tool].lane}", few)
 
 
-def _measured(work: Path, tool: str, recipe: str, tokens: dict[str, Path]) -> Line:
+def _measured(work: Path, tool: str, recipe: str, tokens: dict[str, Path], jobs: int) -> Line:
     """Two perplexities, then the means of seconds and memory."""
-    runs, found = [], []
-    for model in MODELS:
-        out = work / "out"
+
+    def one(model: str) -> tuple[Run, str]:
+        out = work / f"out-{model}"
         ran = quantize(tool, DATA / model, recipe, out, tokens[model] / "calibration.npy")
-        found.append(ran.failure or _cell(perplexity(tool, out, tokens[model] / "evaluation.npy")))
-        runs.append(ran)
+        found = ran.failure or _cell(perplexity(tool, out, tokens[model] / "evaluation.npy"))
         shutil.rmtree(out, ignore_errors=True)
+        return ran, found
+
+    with ThreadPoolExecutor(jobs) as pool:
+        runs, found = zip(*pool.map(one, MODELS), strict=True)
     if any(ran.failure for ran in runs):
         return [*found, "–", "–", "–"]
     cpu, seconds, peak = (sum(ran[key] for ran in runs) / len(runs) for key in ("cpu", "quantize", "peak"))

@@ -2,6 +2,8 @@
 
 from checkpoints import Shape
 
+FORWARD = "forward"
+
 
 def sites(shape: Shape) -> list[tuple[int, int]]:
     """``(in_features, out_features of all layers fed)`` for the four sites of a block."""
@@ -21,9 +23,9 @@ def forward(shape: Shape) -> int:
     return attention + sum(2 * tokens * n * rows for n, rows in sites(shape))
 
 
-def calibration(shape: Shape) -> int:
-    """Every block runs once observed, and all but the last once more to make the next one's inputs."""
-    return forward(shape) * (2 * shape.layers - 1)
+def calibration(shape: Shape, propagated: bool) -> int:
+    """Every block runs once observed; ``propagated``: all but the last once more, to make the next one's inputs."""
+    return forward(shape) * (2 * shape.layers - 1 if propagated else shape.layers)
 
 
 def hessians(shape: Shape) -> int:
@@ -43,13 +45,19 @@ def feedback(shape: Shape) -> int:
 
 def necessary(recipe: str, shape: Shape) -> dict[str, int]:
     """By name; what is linear in the weights (rounding, searching scales) is not counted."""
-    found = {"forward": calibration(shape)}
-    if "awq" in recipe:
-        found["second moments"] = hessians(shape)
     if "gptq" in recipe:
-        found |= {
+        return {
+            FORWARD: calibration(shape, propagated=True),
             "Hessians": hessians(shape),
             "factorisations": factorisations(shape),
             "feedback": feedback(shape),
         }
-    return found
+    if "awq" in recipe:
+        return {FORWARD: calibration(shape, propagated=True), "second moments": hessians(shape)}
+    return {FORWARD: calibration(shape, propagated=False)}
+
+
+def seconds(parts: dict[str, int], rates: dict[str, float]) -> dict[str, float]:
+    """At the machine's rates: the model's own products in bfloat16 where those are faster, all others in float32."""
+    fastest = max(rates.values())
+    return {name: ops / (fastest if name == FORWARD else rates["float32"]) for name, ops in parts.items()}

@@ -14,19 +14,20 @@ from environments import EnvironmentFailed, python_of
 
 @dataclass(frozen=True)
 class Peer:
-    """``lane``: the name of its environment and of its script here. ``opens``: whether only that environment opens what
-    it writes; compressed-tensors folders are opened by ours."""
+    """``lane``: the name of its environment and of its script here. ``opener``: the script that opens what it writes,
+    where only that environment can; compressed-tensors folders are opened by ours."""
 
     lane: str
-    opens: bool = False
+    opener: Path | None = None
 
 
+OPENER = HERE.parent / "lanes" / "transformers_perplexity.py"
 PEERS = {
     "llm-compressor": Peer("llmcompressor"),
-    "GPTQModel": Peer("gptqmodel", opens=True),
+    "GPTQModel": Peer("gptqmodel", OPENER),
     "AutoRound": Peer("autoround"),
-    "AMD Quark": Peer("quark", opens=True),
-    "ModelOpt": Peer("modelopt", opens=True),
+    "AMD Quark": Peer("quark", HERE / "perplexity_quark.py"),
+    "ModelOpt": Peer("modelopt"),
 }
 TOOLS = (OURS, *PEERS)
 
@@ -39,15 +40,13 @@ def quantize(tool: str, model: Path, recipe: str, out: Path, tokens: Path) -> Ru
 
 
 def perplexity(tool: str, folder: Path, windows: Path) -> Run:
-    """Of what ``tool`` wrote, opened by transformers in float32; by ours where transformers cannot."""
-    script = HERE.parent / "lanes" / "transformers_perplexity.py"
+    """Of what ``tool`` wrote, in float32."""
+    if tool != OURS and (opener := PEERS[tool].opener):
+        return _in_environment(tool, opener, folder, windows)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    method = config.get("quantization_config", {}).get("quant_method", "compressed-tensors")
-    if tool == OURS and method != "compressed-tensors":
+    if config.get("quantization_config", {}).get("quant_method", "compressed-tensors") != "compressed-tensors":
         return ours("perplexity_ours.py", folder, windows)
-    if tool != OURS and PEERS[tool].opens:
-        return _in_environment(tool, script, folder, windows)
-    return run([sys.executable, script, folder, windows, "--transforms"])
+    return run([sys.executable, OPENER, folder, windows, "--transforms"])
 
 
 def _in_environment(tool: str, script: Path, *arguments: str | Path) -> Run:

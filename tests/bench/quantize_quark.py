@@ -6,7 +6,9 @@ CPU it costs more than it saves.
 
 import argparse
 import dataclasses
+import json
 import os
+from pathlib import Path
 
 from resources import cpu_seconds, report
 
@@ -74,9 +76,19 @@ def main() -> None:
     config = template.get_config(scheme="bench", algorithm=algorithms or None, algo_configs=settings)
     quantizer = ModelQuantizer(config)
     quantized = quantizer.freeze(quantizer.quantize_model(model, torch.utils.data.DataLoader(tokens, batch_size=1)))
-    # Its words of three bits hold eight zero points, and these models have two groups to a row.
-    export_safetensors(quantized, given.out, weight_format="fake_quantized" if scheme == "int3" else None)
+    if scheme == "int3":  # it packs eight zero points at a time, and rows of these models have two groups
+        export_safetensors(quantized, given.out, weight_format="fake_quantized")
+        plain(Path(given.out) / "config.json")
+    else:
+        export_safetensors(quantized, given.out)
     report(quantize=cpu_seconds() - before, version=__version__, torch=torch.__version__)
+
+
+def plain(config: Path) -> None:
+    """Its readers would take even the floats of a fake-quantized folder for packed ones."""
+    found = json.loads(config.read_text())
+    del found["quantization_config"]
+    config.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ W3A16: dict[str, Any] = {"weights": {"format": "int3", **GROUP_128}}
 W2A16: dict[str, Any] = {"weights": {"format": "int2", **GROUP_32}}
 SWEEPS = {"gptq": {"sweeps": 4}}
 GPTAQ = {"gptq": {"sweeps": 4, "asymmetric": True}}
-AUTO = {"smoothquant": {"alpha": "auto"}}
 HADAMARD = {"hadamard": {"r4": True}}
 SCHEMES_AND_ALGORITHMS: dict[str, dict[str, Any]] = {
     "w3a16-gptq": {"scheme": W3A16, "algorithms": [SWEEPS]},
@@ -22,8 +21,6 @@ SCHEMES_AND_ALGORITHMS: dict[str, dict[str, Any]] = {
     "w2a16-gptaq": {"scheme": W2A16, "algorithms": [GPTAQ]},
     "w2a16-hadamard-gptaq": {"scheme": W2A16, "algorithms": ["hadamard", GPTAQ]},
     "w2a16-autoround": {"scheme": W2A16, "algorithms": ["autoround"]},
-    "w8a8-smoothquant-auto": {"scheme": "W8A8", "algorithms": [AUTO, "rtn"]},
-    "w8a8-static-smoothquant-auto": {"scheme": "W8A8_STATIC", "algorithms": [AUTO, "rtn"]},
     "w4a4-hadamard-gptaq": {"scheme": "W4A4", "algorithms": [HADAMARD, GPTAQ]},
 }
 
@@ -51,21 +48,21 @@ ROWS: dict[str, dict[str, tuple[str, ...] | str]] = {
         "AMD Quark": ("w2a16-gptq",),
     },
     "W8A8 dynamic": {
-        OURS: ("w8a8-smoothquant", "w8a8-smoothquant-auto"),
+        OURS: ("w8a8-smoothquant", "w8a8-smoothquant-gptq"),
         "llm-compressor": ("w8a8-smoothquant", "w8a8-smoothquant-gptq"),
         "GPTQModel": "it quantizes weights alone",
         "AutoRound": ("w8a8-autoround-50",),
         "AMD Quark": ("w8a8-smoothquant",),
     },
     "W8A8 static": {
-        OURS: ("w8a8-static-smoothquant", "w8a8-static-smoothquant-auto"),
+        OURS: ("w8a8-static-smoothquant", "w8a8-static-smoothquant-gptq"),
         "llm-compressor": ("w8a8-static-smoothquant", "w8a8-static-smoothquant-gptq"),
         "GPTQModel": "it quantizes weights alone",
         "AutoRound": "its static scheme is fp8",
         "AMD Quark": ("w8a8-static-smoothquant",),
     },
     "W4A4 dynamic": {
-        OURS: ("w4a4-hadamard-gptq", "w4a4-hadamard-gptaq"),
+        OURS: ("w4a4-hadamard-gptq", "w4a4-hadamard-gptaq", "w4a4-flatquant", "w4a4-flatquant-gptq"),
         "llm-compressor": ("w4a4-spinquant-gptq",),
         "GPTQModel": "it quantizes weights alone",
         "AutoRound": "it writes int4 activations to no folder that an engine opens",
@@ -85,4 +82,12 @@ SPEED: dict[str, tuple[str, ...]] = {
     "w4a16-gptq": (OURS, "llm-compressor", "GPTQModel"),
     "w4a16-awq": (OURS, "llm-compressor"),
     "w8a8-smoothquant": (OURS, "llm-compressor", "ModelOpt"),
+}
+
+# By tool and recipe, what takes many minutes: measured with --full.
+SLOW = {
+    ("GPTQModel", "w4a16-awq"),
+    ("AMD Quark", "w4a16-awq"),
+    ("AutoRound", "w3a16-autoround-200"),
+    ("AutoRound", "w2a16-autoround-200"),
 }

@@ -1,6 +1,7 @@
 """Everything that is measured, not tested: `make bench`, or parts of it:
 
-    run.py [--only accuracy|memory|speed] [--rows "W4A4 dynamic"] [--tools "AMD Quark"] [--out docs/benchmarks.md]
+    run.py [--only accuracy|memory|speed] [--rows "W4A4 dynamic"] [--tools "AMD Quark"] [--full] [--jobs 2]
+           [--out docs/benchmarks.md]
 
 Each line is a process of its own on one thread. CPU seconds, because a busy machine stretches all others; ratios,
 because machines differ. With --out, the page is written after every line, and lines that are not measured stay as they
@@ -32,7 +33,8 @@ def measure(name: str, work: Path, given: argparse.Namespace, known: str) -> Ite
     """What stands under the section's title, once or growing."""
     match name:
         case "accuracy":
-            yield from accuracy.measure(work, given.rows or ROWS, given.tools or TOOLS, lines_of(known))
+            rows, tools = given.rows or ROWS, given.tools or TOOLS
+            yield from accuracy.measure(work, rows, tools, given.full, given.jobs, lines_of(known))
         case "memory":
             yield memory.measure(work)
         case _:
@@ -52,6 +54,8 @@ def main() -> int:
     )
     parser.add_argument("--rows", choices=ROWS, action="append", help="of the accuracy table")
     parser.add_argument("--tools", choices=TOOLS, action="append")
+    parser.add_argument("--full", action="store_true", help="the slowest recipes of the accuracy table, too")
+    parser.add_argument("--jobs", type=int, default=1, choices=(1, 2), help="2: both models of a line at once")
     parser.add_argument("--out", type=Path, help="put what was measured into this page")
     given = parser.parse_args()
 

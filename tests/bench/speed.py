@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from arithmetic import necessary
+from arithmetic import necessary, seconds
 from checkpoints import SHAPES
 from measuring import ours, table
 from peers import TOOLS, quantize
@@ -19,25 +19,25 @@ def measure(work: Path, tools: Collection[str], known: list[Line]) -> Iterator[s
     """The section, again after each line: what is measured now in place of what was ``known``."""
     model, tokens = work / "mid", work / "mid.npy"
     made = ours("checkpoints.py", "mid", model, tokens)
-    rate = ours("rate.py")
-    if made.failure or rate.failure:
-        yield f"Not measured: {made.failure or rate.failure}\n"
+    rates = ours("rate.py")
+    if made.failure or rates.failure:
+        yield f"Not measured: {made.failure or rates.failure}\n"
         return
     what = (
         f"{made['bytes'] / 2e6:.0f} M parameters, {made['samples']} × {made['seq_len']} tokens. One thread multiplies "
-        f"float32 matrices at {rate['rate'] / 1e9:.0f} GFLOP/s; *least* is the necessary arithmetic at that rate, "
-        "*reached* its share of the seconds spent on quantizing.\n\n"
+        f"matrices at {rates['float32'] / 1e9:.0f} GFLOP/s in float32 and {rates['bfloat16'] / 1e9:.0f} in bfloat16; "
+        "*least* is the necessary arithmetic at those rates, *reached* its share of the seconds of quantizing.\n\n"
     )
     lines = {tuple(line[:KEY]): line for line in known if line[1] in SPEED.get(line[0], ())}
     for recipe, by in SPEED.items():
-        least = sum(necessary(recipe, SHAPES["mid"]).values()) / rate["rate"]
+        least = sum(seconds(necessary(recipe, SHAPES["mid"]), rates.answer).values())
         for tool in [tool for tool in by if tool in tools]:
             out = work / "out"
             ran = quantize(tool, model, recipe, out, tokens)
             shutil.rmtree(out, ignore_errors=True)
             lines[recipe, tool] = [recipe, tool, *_numbers(ran.answer, least, ran.failure)]
             ordered = sorted(lines.values(), key=lambda line: (list(SPEED).index(line[0]), TOOLS.index(line[1])))
-            yield what + table(HEADER, ordered) + "\n" + _parts(rate["rate"])
+            yield what + table(HEADER, ordered) + "\n" + _parts(rates.answer)
 
 
 def _numbers(answer: dict[str, float], least: float, failure: str) -> Sequence[str]:
@@ -47,11 +47,10 @@ def _numbers(answer: dict[str, float], least: float, failure: str) -> Sequence[s
     return [*seconds, f"{least:.0f}", f"{100 * least / answer['quantize']:.0f} %", f"{answer['peak'] / 2**20:.0f}"]
 
 
-def _parts(rate: float) -> str:
-    """The necessary arithmetic of what calibrates, part by part."""
-    rows = [
-        [recipe, name, f"{ops / 1e9:.0f}", f"{ops / rate:.1f}"]
-        for recipe in SPEED
-        for name, ops in necessary(recipe, SHAPES["mid"]).items()
-    ]
+def _parts(rates: dict[str, float]) -> str:
+    """The necessary arithmetic, part by part."""
+    rows = []
+    for recipe in SPEED:
+        parts = necessary(recipe, SHAPES["mid"])
+        rows += [[recipe, name, f"{parts[name] / 1e9:.0f}", f"{s:.1f}"] for name, s in seconds(parts, rates).items()]
     return table(("recipe", "necessary", "GFLOP", "s at that rate"), rows)

@@ -8,29 +8,34 @@ WINDOWS is a .json or .npy file of token ids (windows, length). The last line of
 
 import json
 import math
+from typing import Any
 
 from transformers_model import arguments, assert_nothing_of_ours, load
 
 
-def main() -> None:
-    given = arguments("perplexity of a checkpoint in transformers", "windows", dtype="float32")
+def perplexity(model: Any, windows: str) -> float:
+    """Of a causal language model of torch on that file."""
     import numpy
     import torch
 
-    if given.windows.endswith(".npy"):
-        windows = torch.from_numpy(numpy.load(given.windows).astype("int64"))
+    if windows.endswith(".npy"):
+        tokens = torch.from_numpy(numpy.load(windows).astype("int64"))
     else:
-        with open(given.windows) as file:
-            windows = torch.tensor(json.load(file))
-    model = load(given.folder, given.dtype, given.dequantize, given.transforms)
-
+        with open(windows) as file:
+            tokens = torch.tensor(json.load(file))
     loss = 0.0
-    for batch in windows.split(8):
+    for batch in tokens.split(8):
         with torch.no_grad():
             logits = model(batch).logits[:, :-1].float().flatten(0, 1)
         loss += torch.nn.functional.cross_entropy(logits, batch[:, 1:].flatten(), reduction="sum").item()
+    return math.exp(loss / tokens[:, 1:].numel())
+
+
+def main() -> None:
+    given = arguments("perplexity of a checkpoint in transformers", "windows", dtype="float32")
+    found = perplexity(load(given.folder, given.dtype, given.dequantize, given.transforms), given.windows)
     assert_nothing_of_ours()
-    print(json.dumps({"perplexity": math.exp(loss / windows[:, 1:].numel())}))
+    print(json.dumps({"perplexity": found}))
 
 
 if __name__ == "__main__":
