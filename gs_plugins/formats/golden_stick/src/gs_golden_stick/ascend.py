@@ -65,12 +65,7 @@ class Ascend(Described):
 
     @hookimpl
     def pack(
-        self,
-        tensor: QuantizedTensor,
-        inputs: StaticInput | None,
-        layout: str,
-        online: LinearMap | None,
-        layer: LayerInfo,
+        self, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str, online: LinearMap | None
     ) -> dict[str, Array]:
         return self.parameters(tensor, inputs, layout) | ({} if online is None else flatquant.pack(online))
 
