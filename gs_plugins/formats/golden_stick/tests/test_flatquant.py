@@ -56,9 +56,7 @@ def test_ours_is_laid_out_as_msmodelslims():
     for name, of in numbers.items():
         weight = np.zeros(stored[f"{name}.weight"].shape, np.float32)
         tensor = numerics.quantize_weight(weight, of.scheme.weights, "bfloat16")
-        arrays = Ascend().pack(
-            tensor=tensor, inputs=None, layout=Ascend().layout(of.scheme), online=of.online, layer=layer(name, 1)
-        )
+        arrays = Ascend().pack(tensor=tensor, inputs=None, layout=Ascend().layout(of.scheme), online=of.online)
         ours = {f"{name}.{suffix}": to_raw(array) for suffix, array in arrays.items()}
         assert {n: (t.dtype, t.shape) for n, t in ours.items()} == {
             n: (t.dtype, t.shape) for n, t in stored.tensors.items() if n.startswith(f"{name}.")
@@ -76,9 +74,7 @@ def folder(tmp_path):
     online = random_map(6, 16, 0.8)
     weight = np.random.default_rng(0).standard_normal((64, 96)).astype(np.float32)
     tensor = numerics.quantize_weight(weight, W4A4.weights, "bfloat16")
-    arrays = Ascend().pack(
-        tensor=tensor, inputs=None, layout="W4A4_DYNAMIC", online=online, layer=layer("mlp.down_proj", 96)
-    )
+    arrays = Ascend().pack(tensor=tensor, inputs=None, layout="W4A4_DYNAMIC", online=online)
     tensors = {f"{LAYER}.{suffix}": array for suffix, array in arrays.items()}
     write_safetensors(tmp_path / SINGLE, tensors.items())
     shards = {SINGLE: dict.fromkeys(tensors, 0)}
