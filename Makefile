@@ -52,7 +52,7 @@ demo: $(READY)
 	$(BIN)/gsq eval out/tiny-llama-w4a16 --against $(TINY) --text $(STDLIB)/typing.py --seq-len 256 --windows 64
 
 bench: $(READY)
-	$(BIN)/python tests/bench/run.py
+	$(BIN)/python tests/bench/run.py --out docs/benchmarks.md
 
 clean:
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,6 +14,7 @@ from gs_compressed_tensors.packing import pack_rows, unpack_rows
 from gs_core import evaluate, numerics
 
 W8A8_MLP = {"overrides": [{"match": "*.mlp.*", "scheme": "W8A8", "algorithms": ["rtn"]}]}
+INT3 = {"scheme": {"weights": {"format": "int3", "granularity": "group", "group_size": 128}}}
 GROUP_32 = {"scheme": {"weights": {"format": "int4", "granularity": "group", "group_size": 32}}}
 
 
@@ -22,6 +23,7 @@ GROUP_32 = {"scheme": {"weights": {"format": "int4", "granularity": "group", "gr
     [
         ("tiny-llama", "w4a16-gptq", {}, ()),
         ("tiny-llama", "w4a16-rtn", GROUP_32, ()),
+        ("tiny-llama", "w4a16-gptq", INT3, ()),
         # compressed-tensors 0.20 cannot keep asymmetric weights packed, it can only dequantize them
         ("tiny-llama", "w4a16-asym-rtn", {}, ("--dequantize",)),
         ("tiny-llama", "w8a8-rtn", {}, ()),
@@ -30,7 +32,7 @@ GROUP_32 = {"scheme": {"weights": {"format": "int4", "granularity": "group", "gr
         ("tiny-llama-outliers", "w8a8-static-smoothquant", {}, ()),
         ("tiny-llama", "w4a16-kv8-gptq", {}, ()),
     ],
-    ids=["w4a16", "group-32", "asymmetric", "w8a8", "mixed", "w8a8-smooth", "w8a8-static-smooth", "w4a16-kv8"],
+    ids=["w4a16", "group-32", "w3a16", "asymmetric", "w8a8", "mixed", "w8a8-smooth", "w8a8-static-smooth", "w4a16-kv8"],
 )
 def test_transformers_computes_what_we_compute(exported, data, transformers_perplexity, model, recipe, changes, flags):
     folder = exported(model, recipe, **changes)
@@ -38,7 +40,7 @@ def test_transformers_computes_what_we_compute(exported, data, transformers_perp
     theirs = transformers_perplexity(folder, *flags)
     print(f"ours {ours:.4f}, theirs {theirs:.4f}")
     assert theirs == pytest.approx(ours, rel=0.005)
-    assert 14.62 < theirs < 14.9
+    assert 14.62 < theirs < (15.1 if changes is INT3 else 14.9)
 
 
 @pytest.mark.slow
@@ -84,14 +86,14 @@ def codes(bits: int) -> np.ndarray:
     return np.concatenate([every, random])
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", range(2, 9))
 def test_words_are_those_of_the_library(codes, bits):
     theirs = pack_to_int32(torch.from_numpy(codes), bits)
     np.testing.assert_array_equal(pack_rows(codes, bits), theirs.numpy())
     np.testing.assert_array_equal(unpack_rows(theirs.numpy(), bits, codes.shape[1]), codes)
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", range(2, 9))
 def test_zero_points_are_packed_as_the_library_packs_along_the_output_features(codes, bits):
     theirs = pack_to_int32(torch.from_numpy(codes), bits, packed_dim=0)
     np.testing.assert_array_equal(pack_rows(np.ascontiguousarray(codes.T), bits).T, theirs.numpy())

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 SCRIPT = Path(__file__).with_name("kill_and_resume.py")
-KILLS = 10
-"""For each of two recipes: twenty moments in all."""
+W4A4 = {"weights": {"format": "int4"}, "inputs": {"format": "int4", "granularity": "token", "dynamic": True}}
+FLATQUANT = {"scheme": W4A4, "algorithms": [{"flatquant": {"epochs": 1, "lac": True}}], "format": "ascend"}
+AUTOROUND = {"scheme": "W4A16", "algorithms": [{"autoround": {"steps": 3}}]}
+HADAMARD = {"scheme": "W4A4", "algorithms": [{"hadamard": {"r4": True}}, "gptq"]}
 
 
 def contents(folder: Path) -> dict[str, bytes | dict]:
@@ -21,15 +23,27 @@ def contents(folder: Path) -> dict[str, bytes | dict]:
     return found | {"gsq_report.json": report}
 
 
-@pytest.mark.parametrize(("recipe", "seed"), [("w4a16-gptq", 0), ("w8a8-static-smoothquant", 1)])
-def test_kills_leave_no_trace(data, tokens, tmp_path, recipe, seed):
+@pytest.mark.parametrize(
+    ("recipe", "kills", "seed"),
+    [
+        ("w4a16-gptq", 10, 0),
+        ("w8a8-static-smoothquant", 10, 1),
+        pytest.param(FLATQUANT, 4, 2, id="flatquant"),
+        pytest.param(AUTOROUND, 4, 3, id="autoround"),
+        pytest.param(HADAMARD, 4, 4, id="hadamard"),
+    ],
+)
+def test_kills_leave_no_trace(data, tokens, tmp_path, recipe, kills, seed):
     np.save(tmp_path / "tokens.npy", tokens[:20_000])
-    arguments = [data.model("tiny-llama-outliers"), recipe, tmp_path / "tokens.npy", tmp_path, KILLS, seed]
+    if isinstance(recipe, dict):
+        (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+        recipe = tmp_path / "recipe.json"
+    arguments = [data.model("tiny-llama-outliers"), recipe, tmp_path / "tokens.npy", tmp_path, kills, seed]
     ran = subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
     told = json.loads(ran.stdout.splitlines()[-1])
     print(f"{recipe}: {told['seconds']} s undisturbed; killed at {sorted(told['killed'])}")
-    assert len(told["killed"]) == KILLS
+    assert len(told["killed"]) == kills
 
     expected = contents(tmp_path / "undisturbed")
     assert len([name for name in expected if name.endswith(".safetensors")]) == 5

@@ -49,3 +49,14 @@ def test_static_activations_need_a_scale():
 def test_the_dtype_stays():
     x = np.ones((2, 4), ml_dtypes.bfloat16)
     assert numerics.fake_quantize(x, TOKEN).dtype == x.dtype
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_dynamic_scales_may_cover_less_than_the_range(symmetric):
+    """What lies beyond is clipped; what lies within is finer by as much."""
+    args = QuantizationArgs(format="int8", granularity="token", dynamic=True, symmetric=symmetric)
+    x = np.linspace(-1, 1, 2001, dtype=np.float32)[None]
+    seen = numerics.fake_quantize(x, args, keep=0.5)
+    assert np.abs(seen).max() == pytest.approx(0.5, rel=0.01)
+    inside = np.abs(x) < 0.49
+    assert np.abs(seen - x)[inside].max() <= 0.501 * 2 * 0.5 / 255

@@ -55,6 +55,15 @@ def test_its_kind_is_what_a_format_is_asked_for() -> None:
     assert LinearMap((turn, turn)).kind == "kronecker"
 
 
+def test_what_it_keeps_of_a_range_is_a_kind_of_its_own_and_no_part_of_the_map() -> None:
+    plain, clipped = (LinearMap((np.diag([1.0, 2.0]),), keep=keep) for keep in (1.0, 0.9))
+    assert (plain.kind, clipped.kind) == ("kronecker", "clipped")
+    assert "keep" not in plain.describe()
+    assert LinearMap.restore(clipped.describe(), clipped.arrays()).keep == 0.9
+    x = np.ones((3, 2))
+    np.testing.assert_array_equal(clipped.apply(x), plain.apply(x))
+
+
 def test_a_rotation_is_its_own_inverse_transpose() -> None:
     signs = np.array([1.0, -1.0, -1.0, 1.0])
     rotation = LinearMap((2, np.array([[0.6, -0.8], [0.8, 0.6]])), signs, orthogonal=True)

@@ -7,8 +7,9 @@ import pytest
 from gs_core import Needs, PlanError, api
 from gs_core.storage import StoredTensor
 from gs_core.testing import ToyAdapter, write_toy
-from gs_core.testing.plugins import Plain, Rounding
+from gs_core.testing.plugins import Levelling, Plain, Rounding
 from gs_schemas import SCHEMES, Recipe
+from gs_schemas.scheme import Strict
 
 pytestmark = pytest.mark.usefixtures("plugins")
 
@@ -31,6 +32,29 @@ def problems(folder, **fields):
 
 
 # --- what can be done ----------------------------------------------------------------------------------------
+
+
+class Amount(Strict):
+    """Options for the algorithm ``level``, which has none."""
+
+    alpha: float = 0.5
+
+
+def test_an_override_may_give_an_algorithm_other_options(toy, monkeypatch):
+    monkeypatch.setattr(Levelling, "Options", Amount)
+    other = [{"level": {"alpha": 0.8}}, "round"]
+    made = plan(toy, algorithms=["level", "round"], overrides=[override("*.down", other)])
+    rows = {row.layer.name: row for row in made.rows}
+    assert rows["blocks.0.up"].algorithms == ("level", "round")
+    assert rows["blocks.0.down"].algorithms == ("level#2", "round")
+    assert [made.algorithms[name].options.alpha for name in ("level", "level#2")] == [0.5, 0.8]
+    assert sum("level" in key for key in made.versions) == 1
+    (problem,) = problems(toy, algorithms=["level", "round"], overrides=[override("*.0.up", other)])
+    assert problem == "blocks.0.up: shares its input with blocks.0.gate: give 'level' the same options for both"
+
+
+def override(match, algorithms):
+    return {"match": match, "scheme": INT4, "algorithms": algorithms}
 
 
 def test_every_layer_has_its_row(toy):
@@ -181,7 +205,7 @@ CANNOT = {
 }
 
 ODD = """
-from gs_core.testing.plugins import Plain, Rounding
+from gs_core.testing.plugins import Levelling, Plain, Rounding
 
 class Impostor: ...
 

@@ -43,7 +43,7 @@ def call(hook, answer):
         "observe": (SITE, SCHEMES["W8A8"]),
         "smooth": (None, LAYERS, {}),
         "quantize": (None, LAYERS, {}),
-        "pack": (tensor(), None, "plain"),
+        "pack": (tensor(), None, "plain", None, LAYERS[0].info),
         "export": (Output(None, 0, 1),),
     }[hook]
     return getattr(stages, hook)("acme", *arguments)

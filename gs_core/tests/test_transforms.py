@@ -1,9 +1,13 @@
 """Transforms on the line: planned, proved, observed, packed, written, read back, and resumed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from gs_core import PlanError, api, evaluation, hookimpl
+from gs_core import Algorithm, Block, Data, LayerInfo, PlanError, SiteTransform, api, evaluation, hookimpl
+from gs_core.hookspecs import Record
+from gs_core.interfaces import Transform
 from gs_core.storage import Checkpoint, read_header
 from gs_core.testing import ToyAdapter
 from gs_core.testing.plugins import Plain, Turning, turn
@@ -98,6 +102,48 @@ def test_a_map_at_an_input_that_a_float_layer_shares_is_dropped_and_reported(run
     """No engine would send that layer's input through it."""
     notes = run(ignore=["lm_head", "*.down"], **TURNED).data["notes"]
     assert sum("blocks.1.down stays" in note or "stays in floating point" in note for note in notes) == 3
+
+
+class Clipping(Algorithm):
+    """The pair before ``down`` keeps half of each token's range; one that would keep a quarter is asked about first."""
+
+    @hookimpl
+    def smooth(self, block: Block, data: Data, record: Record) -> list[Transform]:
+        site = block.sites[f"{block.name}.down.input"]
+        asked = [SiteTransform(site.name, replace(turn(site.features), keep=keep)) for keep in (0.25, 0.5)]
+        record(refusals=[data.refusal(transform) for transform in asked])
+        return asked[1:]
+
+    def leaves_online(self, layer: LayerInfo, hidden: int) -> dict[str, str]:
+        return {"clipped": "clip less"}
+
+
+@pytest.fixture
+def clipping(site, monkeypatch):
+    """The kit's plain format, which takes maps that keep half."""
+    site("clipper", algorithm=f"clip = {__name__}:Clipping")
+
+    def unsupported(plain, map, layer, scheme):
+        return None if map.keep == 0.5 else f"{layer.name} keeps {map.keep}"
+
+    monkeypatch.setattr(Plain, "unsupported_map", unsupported)
+    return {"scheme": "W8A8", "algorithms": ["clip", "round"]}
+
+
+def test_what_a_map_keeps_of_a_range_is_written_and_computed(run, toy, tmp_path, clipping, monkeypatch):
+    """The last block is rounded as it will be read: half of each token's range, seen in its error."""
+    errors = {row["layer"]: row["error"] for row in run(**clipping).layers}
+    assert errors["blocks.1.down"] > 100 * errors["blocks.1.up"]
+    evaluated = evaluation.evaluate(tmp_path / "out", TEXT, seq_len=20, windows=10, adapter=ToyAdapter()).perplexity
+    monkeypatch.setattr("gs_core.testing.plugins._online", lambda *arguments: replace(turn(96), keep=1.0))
+    whole = evaluation.evaluate(tmp_path / "out", TEXT, seq_len=20, windows=10, adapter=ToyAdapter()).perplexity
+    assert abs(evaluated - whole) > 1e-3 * whole
+
+
+def test_an_algorithm_may_ask_what_would_be_dropped(run, clipping):
+    report = run(**clipping).data
+    assert report["notes"] == []
+    assert [r["refusals"] for r in report["records"]] == [[f"blocks.{n}.down keeps 0.25", None] for n in range(3)]
 
 
 # --- what cannot be done -----------------------------------------------------------------------------------------

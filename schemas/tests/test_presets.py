@@ -6,7 +6,7 @@ from gs_schemas import RECIPES, SCHEMES, Recipe, SchemaError, recipe
 
 # The fields of compressed-tensors' presets of these names, in its words: num_bits, strategy, group_size, symmetric,
 # dynamic. W8A16 is per channel, as it was there up to version 0.15; W8A8_STATIC is vLLM's and llm-compressor's word,
-# W4A4 QuaRot's, with the groups that W4A16 has.
+# W4A4 QuaRot's, with the groups that W4A16 has, W4A4_CHANNEL what Ascend's engines call W4A4_DYNAMIC.
 WEIGHTS = {
     "W4A16": (4, "group", 128, True, False),
     "W4A16_ASYM": (4, "group", 128, False, False),
@@ -14,11 +14,13 @@ WEIGHTS = {
     "W8A8": (8, "channel", None, True, False),
     "W8A8_STATIC": (8, "channel", None, True, False),
     "W4A4": (4, "group", 128, True, False),
+    "W4A4_CHANNEL": (4, "channel", None, True, False),
 }
 INPUTS = {
     "W8A8": (8, "token", None, True, True),
     "W8A8_STATIC": (8, "tensor", None, True, False),
     "W4A4": (4, "token", None, True, True),
+    "W4A4_CHANNEL": (4, "token", None, True, True),
 }
 
 
@@ -59,6 +61,8 @@ def test_a_scheme_with_a_cache_is_the_one_without_and_a_cache_in_eight_bits(tail
         ("w8a8-static-smoothquant", "W8A8_STATIC", ["smoothquant", "rtn"]),
         ("w4a4-hadamard", "W4A4", ["hadamard", "rtn"]),
         ("w4a4-hadamard-gptq", "W4A4", ["hadamard", "gptq"]),
+        ("w4a4-flatquant", "W4A4_CHANNEL", ["flatquant"]),
+        ("w4a4-flatquant-gptq", "W4A4_CHANNEL", ["flatquant", "gptq"]),
         ("kv8", "KV8", ["kv_cache"]),
         ("w4a16-kv-fp8-gptq", "W4A16_KV_FP8", ["gptq", "kv_cache"]),
         ("w8a8-kv8-smoothquant", "W8A8_KV8", ["smoothquant", "rtn", "kv_cache"]),
@@ -69,7 +73,8 @@ def test_a_recipe_is_what_its_name_says(name, scheme, algorithms):
     assert found.name == name
     assert found.scheme == SCHEMES[scheme]
     assert [algorithm.name for algorithm in found.algorithms] == algorithms
-    assert (found.ignore, found.overrides, found.format) == (["lm_head"], [], "compressed_tensors")
+    holder = "ascend" if "flatquant" in algorithms else "compressed_tensors"
+    assert (found.ignore, found.overrides, found.format) == (["lm_head"], [], holder)
 
 
 @pytest.mark.parametrize("name", RECIPES)

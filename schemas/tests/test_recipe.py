@@ -219,18 +219,20 @@ def problems(**fields):
         ({"ignore": [""]}, "ignore.0: got ''. String should have at least 1 character"),
         ({"calibration": {"samples": 0}}, "calibration.samples: got 0. Input should be greater than 0"),
         ({"calibration": {"samples": "many"}}, "calibration.samples: got 'many'. Input should be a valid integer"),
-        (
-            {
-                "algorithms": [{"gptq": {"damping": 0.1}}],
-                "overrides": [{"match": "*", "scheme": "W4A16", "algorithms": [{"gptq": {"damping": 0.2}}]}],
-            },
-            "overrides give 'gptq' other options than the recipe; one set per run",
-        ),
     ],
 )
 def test_a_mistake_names_the_field_what_was_given_and_what_is_allowed(fields, message):
     (problem,) = problems(**fields)
     assert message in problem
+
+
+def test_an_algorithm_with_other_options_is_another_instance_of_it():
+    given = [["rtn"], [{"gptq": {"damping": 0.1}}], ["awq", {"gptq": {"damping": 0.2}}], [{"gptq": {"damping": 0.1}}]]
+    first, *others = given
+    overrides = [{"match": str(n), "scheme": "W4A16", "algorithms": other} for n, other in enumerate(others)]
+    found = Recipe.parse({"scheme": "W4A16", "algorithms": first, "overrides": overrides}).instances()
+    assert list(found) == ["rtn", "gptq", "awq", "gptq#2"]
+    assert [found[name].options for name in ("gptq", "gptq#2")] == [{"damping": 0.1}, {"damping": 0.2}]
 
 
 def test_every_mistake_is_told_at_once():

@@ -1,86 +1,82 @@
-"""Perplexity, CPU seconds and peak memory of this project and of llm-compressor, row by row from the same tokens.
+"""Perplexity, CPU seconds and peak memory of this project and its peers, row by row from the same tokens."""
 
-Both write a compressed-tensors folder; both folders are judged by transformers with compressed-tensors alone.
-"""
-
-import sys
+import shutil
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from measuring import HERE, Run, ours, run, table
-
-sys.path.insert(0, str(HERE.parent / "lanes"))
-from environments import EnvironmentFailed, python_of
+import numpy as np
+from measuring import HERE, Run, ours, table
+from peers import OURS, PEERS, perplexity, quantize
+from rows import ROWS
 
 DATA = HERE.parent / "data"
 MODELS = ("tiny-llama", "tiny-llama-outliers")
-RECIPES = (
-    "w4a16-rtn",
-    "w4a16-gptq",
-    "w8a8-rtn",
-    "w8a8-smoothquant",
-    "w8a8-static-rtn",
-    "w8a8-static-smoothquant",
+HEADER = ("row", "by", "recipe", *MODELS, "CPU s, whole process", "CPU s, quantizing", "peak MiB")
+KEY = 3  # columns that name a line
+WHAT = (
+    "Perplexity on 64 windows of 256 tokens; calibration on the same 128 × 256 tokens for all, each tool with its own "
+    "defaults and in an environment of its own. Every tool writes a folder, and transformers opens it and computes in "
+    "float32: with compressed-tensors where the folder is of that format (ours, llm-compressor, AutoRound), else with "
+    "the tool itself (GPTQModel, AMD Quark). Seconds and memory are of quantizing and writing the folder, the mean of "
+    "both models; a first run of each peer, which compiles what it compiles once, is not counted.\n\n"
 )
-PEER = "llm-compressor"
+Line = list[str]
 
 
-def peer(*arguments: str | Path) -> Run:
-    """One quantization by llm-compressor, in its own environment."""
-    try:
-        python = python_of("llmcompressor")
-    except EnvironmentFailed as error:
-        return Run({}, str(error).splitlines()[0])
-    return run([python, HERE / "quantize_llmcompressor.py", *arguments])
-
-
-def perplexity(folder: Path, windows: Path) -> str:
-    found = run([sys.executable, HERE.parent / "lanes" / "transformers_perplexity.py", folder, windows])
-    return found.failure or f"{found['perplexity']:.3f}"
-
-
-def measure(work: Path) -> str:
-    """The table, with work folders under ``work``."""
+def measure(work: Path, rows: Collection[str], tools: Collection[str], known: list[Line]) -> Iterator[str]:
+    """The section, again after each line: what is measured now in place of what was ``known``."""
+    lines = {tuple(line[:KEY]): line for line in known if line[1] in ROWS.get(line[0], {})}
     tokens = {model: work / f"tokens-{model}" for model in MODELS}
     for model, folder in tokens.items():
         ours("prepare.py", DATA / model, DATA / "calibration.txt", DATA / "evaluation.txt", folder)
-    floats = [perplexity(DATA / model, tokens[model] / "evaluation.npy") for model in MODELS]
-    rows: list[list[object]] = [["float", "", *floats, "–", "–", "–"]]
-    for recipe in RECIPES:
-        mine = [_cell("ours", model, recipe, tokens[model], work) for model in MODELS]
-        theirs = [_cell(PEER, model, recipe, tokens[model], work) for model in MODELS]
-        rows.append(_row(recipe, "ours", mine))
-        rows.append(_row("", PEER, theirs))
-        rows.append(_ratios([r for r, _ in mine], [r for r, _ in theirs]))
-    what = (
-        "Perplexity on 64 windows of 256 tokens, by transformers with compressed-tensors in float32 on the exported "
-        "folder; calibration on the same 128 × 256 tokens. Seconds and memory are the mean of both models.\n\n"
-    )
-    return what + table(("recipe", "by", *MODELS, "CPU s, whole process", "CPU s, quantizing", "peak MiB"), rows)
+    _compile(work, tokens[MODELS[0]], tools)
+    floats = [_cell(perplexity(OURS, DATA / model, tokens[model] / "evaluation.npy")) for model in MODELS]
+    lines["float", "", ""] = ["float", "", "", *floats, "–", "–", "–"]
+    for row, found in ROWS.items():
+        for tool, recipes in found.items():
+            if row not in rows or tool not in tools:
+                continue
+            for key in [key for key in lines if key[:2] == (row, tool)]:
+                del lines[key]
+            if isinstance(recipes, str):
+                lines[row, tool, "–"] = [row, tool, "–", f"none: {recipes}", *["–"] * 4]
+            else:
+                for recipe in recipes:
+                    lines[row, tool, recipe] = [row, tool, recipe, *_measured(work, tool, recipe, tokens)]
+                    yield _section(lines)
+    yield _section(lines)
 
 
-def _cell(who: str, model: str, recipe: str, tokens: Path, work: Path) -> tuple[Run, str]:
-    """What one quantization used, and the perplexity of the folder it wrote."""
-    out = work / f"{who}-{model}-{recipe}"
-    arguments = (DATA / model, recipe, out, tokens / "calibration.npy")
-    ran = ours("quantize_ours.py", *arguments) if who == "ours" else peer(*arguments)
-    return ran, ran.failure or perplexity(out, tokens / "evaluation.npy")
+def _compile(work: Path, tokens: Path, tools: Collection[str]) -> None:
+    """A small run of each peer, which leaves what it compiles in the user's cache."""
+    few = work / "few.npy"
+    np.save(few, np.load(tokens / "calibration.npy")[:2])
+    for tool, recipes in ROWS["W4A16 g128"].items():
+        if tool in tools and tool != OURS:
+            quantize(tool, DATA / MODELS[0], recipes[0], work / f"first-{PEERS[tool].lane}", few)
 
 
-def _row(recipe: str, who: str, cells: list[tuple[Run, str]]) -> list[object]:
-    """Seconds and memory are the mean of both models."""
-    used = [_mean([ran for ran, _ in cells], key) for key in ("cpu", "quantize", "peak")]
-    seconds = ["–" if value is None else f"{value:.1f}" for value in used[:2]]
-    peak = "–" if used[2] is None else f"{used[2] / 2**20:.0f}"
-    return [recipe, who, *(found for _, found in cells), *seconds, peak]
+def _measured(work: Path, tool: str, recipe: str, tokens: dict[str, Path]) -> Line:
+    """Two perplexities, then the means of seconds and memory."""
+    runs, found = [], []
+    for model in MODELS:
+        out = work / "out"
+        ran = quantize(tool, DATA / model, recipe, out, tokens[model] / "calibration.npy")
+        found.append(ran.failure or _cell(perplexity(tool, out, tokens[model] / "evaluation.npy")))
+        runs.append(ran)
+        shutil.rmtree(out, ignore_errors=True)
+    if any(ran.failure for ran in runs):
+        return [*found, "–", "–", "–"]
+    cpu, seconds, peak = (sum(ran[key] for ran in runs) / len(runs) for key in ("cpu", "quantize", "peak"))
+    return [*found, f"{cpu:.1f}", f"{seconds:.1f}", f"{peak / 2**20:.0f}"]
 
 
-def _ratios(mine: list[Run], theirs: list[Run]) -> list[object]:
-    row: list[object] = ["", "ours / theirs", "", ""]
-    for key in ("cpu", "quantize", "peak"):
-        a, b = _mean(mine, key), _mean(theirs, key)
-        row.append(f"{a / b:.2f}" if a and b else "–")
-    return row
+def _cell(found: Run) -> str:
+    return found.failure or f"{found['perplexity']:.3f}"
 
 
-def _mean(runs: list[Run], key: str) -> float | None:
-    return None if any(ran.failure for ran in runs) else sum(ran[key] for ran in runs) / len(runs)
+def _section(lines: dict[tuple[str, ...], Line]) -> str:
+    """In the order of ``ROWS``, whenever a line was measured."""
+    order = ["float", *ROWS]
+    tools = ["", OURS, *PEERS]
+    return WHAT + table(HEADER, sorted(lines.values(), key=lambda line: (order.index(line[0]), tools.index(line[1]))))

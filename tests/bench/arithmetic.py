@@ -64,5 +64,5 @@ def necessary(recipe: str, shape: Shape) -> tuple[int, dict[str, int]]:
             "sweep": sweep(shape),
         }
     if "awq" in recipe:
-        return runs, {"moments": hessians(shape), "clipping": sweep(shape)}
+        return runs, {"second moments": hessians(shape), "clipping": sweep(shape)}
     return runs, {}

@@ -70,7 +70,12 @@ def machine() -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; numbers to the right."""
-    right = [all(isinstance(row[i], int | float) or row[i] in ("–", "") for row in rows) for i in range(len(header))]
-    lines = [header, ["--:" if r else "---" for r in right], *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "/") for cell in line) + " |" for line in lines) + "\n"
+
+
+def lines_of(section: str) -> list[list[str]]:
+    """The lines of the first table in a section, without its header."""
+    found = [line for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|\n ").split(" | ")] for line in found[2:]]

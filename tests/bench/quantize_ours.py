@@ -1,8 +1,12 @@
-"""One quantization by this project, measured: `quantize_ours.py MODEL RECIPE OUT TOKENS.npy`."""
+"""One quantization by this project, measured: `quantize_ours.py MODEL RECIPE OUT TOKENS.npy`.
+
+RECIPE is a preset or one of those in rows.py.
+"""
 
 import argparse
 
 from resources import cpu_seconds, report
+from rows import SCHEMES_AND_ALGORITHMS
 
 
 def main() -> None:
@@ -16,13 +20,14 @@ def main() -> None:
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: F401 - imported by the peers before they begin
 
     from gs_core import quantize
+    from gs_schemas import Recipe
 
     tokens = numpy.load(given.tokens)
     before = cpu_seconds()
     samples, seq_len = tokens.shape
-    made = quantize(
-        given.model, given.recipe, given.out, calibration=tokens, samples=samples, seq_len=seq_len, restart=True
-    )
+    ours = SCHEMES_AND_ALGORITHMS.get(given.recipe)
+    recipe = Recipe.parse(ours) if ours else given.recipe
+    made = quantize(given.model, recipe, given.out, calibration=tokens, samples=samples, seq_len=seq_len, restart=True)
     report(quantize=cpu_seconds() - before, bytes=made.data["bytes_after"], torch=torch.__version__)
 
 

@@ -1,19 +1,25 @@
-"""Everything that is measured, not tested: `run.py [--only accuracy|memory|speed] [--full] [--out docs/benchmarks.md]`.
+"""Everything that is measured, not tested: `make bench`, or parts of it:
 
-Each row is a process of its own on one thread. CPU seconds, because a busy machine stretches all others; ratios,
-because machines differ. Exits with 1 when memory is over its limit.
+    run.py [--only accuracy|memory|speed] [--rows "W4A4 dynamic"] [--tools "AMD Quark"] [--out docs/benchmarks.md]
+
+Each line is a process of its own on one thread. CPU seconds, because a busy machine stretches all others; ratios,
+because machines differ. With --out, the page is written after every line, and lines that are not measured stay as they
+are there. Exits with 1 when memory is over its limit.
 """
 
 import argparse
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import accuracy
 import memory
 import speed
-from measuring import machine
+from measuring import lines_of, machine
+from peers import TOOLS
+from rows import ROWS
 
 TITLE = """# Benchmarks
 
@@ -22,44 +28,43 @@ Written by `make bench`. CPU seconds, because a busy machine stretches all other
 SECTIONS = ("accuracy", "memory", "speed")
 
 
-def measure(name: str, full: bool) -> tuple[str, bool]:
-    """A section of the page, and whether all is as it must be."""
-    good = True
-    with tempfile.TemporaryDirectory(prefix="golden-stick-bench-") as work:
-        match name:
-            case "accuracy":
-                found = accuracy.measure(Path(work))
-            case "memory":
-                found, good = memory.measure(Path(work))
-            case _:
-                found = speed.measure(Path(work), full)
-    return f"## {name.capitalize()}\n\n{machine()}\n\n{found}", good
+def measure(name: str, work: Path, given: argparse.Namespace, known: str) -> Iterator[str]:
+    """What stands under the section's title, once or growing."""
+    match name:
+        case "accuracy":
+            yield from accuracy.measure(work, given.rows or ROWS, given.tools or TOOLS, lines_of(known))
+        case "memory":
+            yield memory.measure(work)
+        case _:
+            yield from speed.measure(work, given.tools or TOOLS, lines_of(known))
 
 
-def replace(page: str, section: str) -> str:
-    """The page with this section in place of the one of the same title."""
-    parts = dict.fromkeys(f"## {name.capitalize()}" for name in SECTIONS)
-    for part in [*page.split("\n## ")[1:], section.removeprefix("## ")]:
-        parts[f"## {part.splitlines()[0]}"] = f"## {part.strip()}\n"
-    return "\n".join([TITLE, *(part for part in parts.values() if part)])
+def sections(page: str) -> dict[str, str]:
+    """By name, what stands under each title."""
+    found = {part.splitlines()[0].lower(): part.partition("\n")[2] for part in page.split("\n## ")[1:]}
+    return {name: found.get(name, "").strip() for name in SECTIONS}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=SECTIONS, action="append", help="may be given more than once")
-    parser.add_argument("--full", action="store_true", help="the peer's speed, too: some minutes more")
+    parser.add_argument(
+        "--only", choices=SECTIONS, action="append", help="may be given more than once, as the next two"
+    )
+    parser.add_argument("--rows", choices=ROWS, action="append", help="of the accuracy table")
+    parser.add_argument("--tools", choices=TOOLS, action="append")
     parser.add_argument("--out", type=Path, help="put what was measured into this page")
     given = parser.parse_args()
 
-    good = True
+    page = sections(given.out.read_text(encoding="utf-8") if given.out and given.out.is_file() else "")
     for name in given.only or SECTIONS:
-        section, fine = measure(name, given.full)
-        good = good and fine
-        print(section, flush=True)
-        if given.out:
-            page = given.out.read_text(encoding="utf-8") if given.out.is_file() else ""
-            given.out.write_text(replace(page, section), encoding="utf-8")
-    return 0 if good else 1
+        with tempfile.TemporaryDirectory(prefix="golden-stick-bench-") as work:
+            for found in measure(name, Path(work), given, page[name]):
+                page[name] = f"{machine()}\n\n{found}".strip()
+                if given.out:
+                    parts = [f"## {title.capitalize()}\n\n{text}\n" for title, text in page.items() if text]
+                    given.out.write_text("\n".join([TITLE, *parts]), encoding="utf-8")
+        print(f"## {name.capitalize()}\n\n{page[name]}\n", flush=True)
+    return 1 if memory.OVER in page["memory"] else 0
 
 
 if __name__ == "__main__":

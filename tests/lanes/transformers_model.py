@@ -21,7 +21,7 @@ def arguments(description: str, data: str, dtype: str) -> argparse.Namespace:
         help="the library dequantizes the weights while it loads, and leaves activations as they are: "
         "the only way that compressed-tensors 0.20 opens asymmetric packed weights",
     )
-    parser.add_argument("--transforms", action="store_true", help="apply the checkpoint's transform_config")
+    parser.add_argument("--transforms", action="store_true", help="apply the checkpoint's transform_config, if any")
     return parser.parse_args()
 
 
@@ -36,7 +36,9 @@ def load(folder: str, dtype: str, dequantize: bool, transforms: bool = False) ->
         from compressed_tensors.transform import TransformConfig, apply_transform_config
 
         with open(os.path.join(folder, "config.json")) as file:
-            config = json.load(file)["quantization_config"]["transform_config"]
+            config = json.load(file).get("quantization_config", {}).get("transform_config") or {"config_groups": {}}
+        for group in config["config_groups"].values():  # what went into a weight is in the one that was stored
+            group["apply"] = [entry for entry in group["apply"] if not entry["location"].startswith("weight_")]
         apply_transform_config(model, TransformConfig.model_validate(config))
     return model
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gs_core import CheckpointError, PlanError, QuantizationScheme, StaticInput, numerics, quantize
+from gs_core import CheckpointError, LayerInfo, PlanError, QuantizationScheme, StaticInput, numerics, quantize
 from gs_core.arrays import RawTensor, astype, to_raw
 from gs_core.discovery import load
 from gs_core.storage import Checkpoint
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.lane
 ROWS, COLUMNS, TOKENS = 32, 64, 10
 INT8, INT4 = {"format": "int8"}, {"format": "int4"}
 GROUPS = INT4 | {"granularity": "group", "group_size": 32}
+ONE_GROUP = GROUPS | {"group_size": COLUMNS}
 TOKEN = {"format": "int8", "granularity": "token", "dynamic": True}
 TENSOR = {"format": "int8", "granularity": "tensor"}
 SCHEMES = {
@@ -27,17 +28,22 @@ SCHEMES = {
     "W4": {"weights": INT4},
     "W4 groups": {"weights": GROUPS},
     "W4 groups asymmetric": {"weights": GROUPS | {"symmetric": False}},
+    "W4 one group": {"weights": ONE_GROUP},
+    "W4A8 dynamic": {"weights": INT4, "inputs": TOKEN},
+    "W4A8 dynamic groups": {"weights": GROUPS, "inputs": TOKEN},
     "W8A8 dynamic": {"weights": INT8, "inputs": TOKEN},
     "W8A8": {"weights": INT8, "inputs": TENSOR},
     "W8A8 asymmetric": {"weights": INT8, "inputs": TENSOR | {"symmetric": False}},
 }
 each_scheme = pytest.mark.parametrize("name", SCHEMES)
+transposed_or_not = pytest.mark.parametrize("transposed", [False, True], ids=["", "transposed"])
 
 
 class Case:
     """A layer with a bias, its quantized tensor, its activations, and what it must compute in float64."""
 
-    def __init__(self, name: str, dtype: str = "float32"):
+    def __init__(self, name: str, dtype: str = "float32", transposed: bool = False):
+        self.transposed = transposed
         random = np.random.default_rng(0)
         self.scheme = QuantizationScheme.model_validate(SCHEMES[name])
         assert self.scheme.weights is not None
@@ -64,33 +70,37 @@ class Case:
     def parameters(self, suppression: str | None = None) -> dict[str, RawTensor]:
         """As the file of a network holds them."""
         plugin = load("format", "golden_stick_network")(suppression)
-        arrays = plugin.pack(tensor=self.tensor, inputs=self.static, layout=plugin.layout(self.scheme), online=None)
+        layer = LayerInfo("layer", 0, (ROWS, COLUMNS), "layer.input", "float32", transposed=self.transposed)
+        given = {"tensor": self.tensor, "inputs": self.static, "layout": plugin.layout(self.scheme)}
+        arrays = plugin.pack(**given, online=None, layer=layer)
         raw = {f"layer.{n}": a if isinstance(a, RawTensor) else to_raw(a) for n, a in arrays.items()}
         return raw | {"layer._layer.bias": to_raw(self.bias)}
 
 
 @pytest.fixture
 def one(mindspore: Any) -> Callable[..., Any]:
-    """``(dtype)``: a network of one linear layer named ``layer``."""
+    """``(dtype, transposed)``: a network of one linear layer named ``layer``."""
     from mindformers.modules.layers import Linear
     from mindspore import nn
 
     class One(nn.Cell):
-        def __init__(self, dtype: Any):
+        def __init__(self, dtype: Any, transposed: bool):
             super().__init__()
-            self.layer = Linear(COLUMNS, ROWS, compute_dtype=dtype, param_init_type=dtype)
+            made = {"compute_dtype": dtype, "param_init_type": dtype, "transpose_b": not transposed}
+            self.layer = Linear(COLUMNS, ROWS, **made)
 
         def construct(self, x: Any) -> Any:
             return self.layer(x)
 
-    return lambda dtype="float32": One(getattr(mindspore, dtype))
+    return lambda dtype="float32", transposed=False: One(getattr(mindspore, dtype), transposed)
 
 
+@transposed_or_not
 @each_scheme
-def test_a_cell_computes_what_its_numbers_say(one, mindspore, name):
+def test_a_cell_computes_what_its_numbers_say(one, mindspore, name, transposed):
     from gs_mindformers import cells
 
-    case, network = Case(name), one()
+    case, network = Case(name, transposed=transposed), one(transposed=transposed)
     assert cells.install(network, case.parameters()) == []
     found = network(mindspore.Tensor(case.x)).asnumpy()
     assert np.allclose(found, case.wanted(), rtol=1e-5, atol=1e-4)
@@ -161,8 +171,8 @@ def quant_v2(made: dict, given: dict) -> np.ndarray:
 
 def quant_batch_matmul(made: dict, given: dict) -> np.ndarray:
     x, weight, scale = (given[n].asnumpy() for n in ("x1", "x2", "scale"))
-    assert (made["transpose_x1"], made["transpose_x2"]) == (False, True)
-    assert x.dtype == weight.dtype == np.int8 and given["offset"] is None
+    assert x.dtype == weight.dtype == np.int8 and given["offset"] is None and not made["transpose_x1"]
+    weight = weight if made["transpose_x2"] else weight.T
     total = x.astype(np.int32) @ weight.T.astype(np.int32)
     if given["bias"] is not None:
         bias = given["bias"].asnumpy()
@@ -189,8 +199,7 @@ def weight_quant_batch_matmul(made: dict, given: dict) -> np.ndarray:
         assert not made["transpose_weight"]
         weight = np.stack([weight << 4 >> 4, weight >> 4], -1).reshape(len(weight), -1)
     else:
-        assert made["transpose_weight"]
-        weight = weight.T
+        weight = weight.T if made["transpose_weight"] else weight
     zero = np.zeros_like(scale) if given["antiquant_offset"] is None else given["antiquant_offset"].asnumpy()
     assert zero.dtype == x.dtype and zero.shape == scale.shape
     size = made["antiquant_group_size"]
@@ -213,11 +222,18 @@ OPERATORS = {
     "WeightQuantBatchMatmul": weight_quant_batch_matmul,
     "DynamicQuantExt": dynamic_quant,
 }
-CALLED = {"W8A8": ["QuantV2", "QuantBatchMatmul"], "W8A8 dynamic": ["DynamicQuantExt", "QuantBatchMatmul"]}
+CALLED = {
+    "W8A8": ["QuantV2", "QuantBatchMatmul"],
+    "W8A8 asymmetric": ["QuantV2", "QuantBatchMatmul"],
+    "W8A8 dynamic": ["DynamicQuantExt", "QuantBatchMatmul"],
+    "W4A8 dynamic": ["DynamicQuantExt", "WeightQuantBatchMatmul"],
+    "W4A8 dynamic groups": ["DynamicQuantExt", "WeightQuantBatchMatmul"],
+}
 
 
+@transposed_or_not
 @each_scheme
-def test_on_ascend_the_fused_operators_are_called_as_they_are_declared(one, mindspore, monkeypatch, name):
+def test_on_ascend_the_fused_operators_are_called_as_they_are_declared(one, mindspore, monkeypatch, name, transposed):
     from mindspore.ops import auto_generate
 
     from gs_mindformers import cells
@@ -228,11 +244,11 @@ def test_on_ascend_the_fused_operators_are_called_as_they_are_declared(one, mind
     for operator, stand_in in made.items():
         monkeypatch.setattr(auto_generate, operator, stand_in)
     monkeypatch.setattr(linear, "products", lambda: Fused)
-    case, network = Case(name), one()
+    case, network = Case(name, transposed=transposed), one(transposed=transposed)
     cells.install(network, case.parameters())
     found = network(mindspore.Tensor(case.x)).asnumpy()
     assert np.allclose(found, case.wanted(), rtol=1e-5, atol=1e-4)
-    wanted = CALLED.get(name.removesuffix(" asymmetric") if "A8" in name else name, ["WeightQuantBatchMatmul"])
+    wanted = CALLED.get(name, ["WeightQuantBatchMatmul"])
     assert [n for n, stand_in in made.items() if stand_in.calls] == [n for n in OPERATORS if n in wanted]
 
 
@@ -263,6 +279,7 @@ def test_a_deployed_network_takes_the_file_and_nothing_is_left_over(one, mindspo
 
     case, network = Case(name, dtype), one(dtype)
     cells.deploy(network, {"layer": cells.spec_of(case.scheme, COLUMNS)})
+    assert network.layer.spec == cells.read_specs(case.parameters())["layer"]
     file = case.parameters() | {"layer._layer.bias": to_raw(astype(case.bias, dtype))}
     wanted = {n: (t.dtype.replace("qint4x2", "int4"), t.shape) for n, t in file.items()}
     assert {n: (dtype_name(p), tuple(p.shape)) for n, p in network.parameters_dict().items()} == wanted
@@ -278,12 +295,31 @@ def test_what_no_cell_computes_is_said(one):
     with pytest.raises(ValueError, match="int4 weights take activations quantized per token"):
         scheme = {"weights": INT4, "inputs": TENSOR}
         cells.spec_of(QuantizationScheme.model_validate(scheme), COLUMNS)
-    with pytest.raises(CheckpointError, match=r"stranger"):
-        cells.install(network, Case("W8").parameters() | {"stranger": to_raw(np.zeros(1))})
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "said"),
+    [
+        ({"stranger": np.zeros(1, np.float32)}, CheckpointError, "no parameter for stranger"),
+        ({"layer._layer.bias": np.zeros(ROWS + 1, np.float32)}, CheckpointError, r"\(33,\) in the file, \(32,\)"),
+        ({"layer._layer.bias": np.zeros(ROWS, np.int32)}, CheckpointError, "int32 in the file, float32"),
+        ({"c._key_input_quantizer.t_scale": np.ones(4, np.float32)}, PlanError, "c: the network has no PagedAttention"),
+    ],
+)
+def test_a_file_that_does_not_fit_leaves_a_network_as_it_was(one, mindspore, more, error, said):
+    from gs_mindformers import cells
+
+    network, x = one(), mindspore.Tensor(Case("W8").x)
+    before, product = list(network.parameters_dict()), network(x).asnumpy()
+    with pytest.raises(error, match=said):
+        cells.install(network, Case("W8").parameters() | {name: to_raw(array) for name, array in more.items()})
+    assert list(network.parameters_dict()) == before
+    assert np.array_equal(network(x).asnumpy(), product)
 
 
 def test_experts_have_no_quantized_cell_and_it_is_said(network):
     from gs_mindformers import cells
 
-    with pytest.raises(PlanError, match="no quantized cell yet"):
-        cells.deploy(network("mixture"), {"layers.0.w1": cells.Spec(8)})
+    for name in ("layers.0.w1", "layers.0.experts.0.w1"):
+        with pytest.raises(PlanError, match="no quantized cell yet"):
+            cells.deploy(network("mixture"), {name: cells.Spec(8)})

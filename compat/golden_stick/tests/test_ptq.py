@@ -46,19 +46,19 @@ def toy(mindspore):
     from mindformers.modules.layers import Linear
 
     class Layer(mindspore.nn.Cell):
-        def __init__(self):
+        def __init__(self, transposed):
             super().__init__()
             half = {"has_bias": False, "compute_dtype": mindspore.float16, "param_init_type": mindspore.float16}
-            self.wq, self.w2 = Linear(256, 256, **half), Linear(256, 256, **half)
+            self.wq, self.w2 = (Linear(256, 256, transpose_b=not transposed, **half) for _ in range(2))
 
         def construct(self, x):
             return x + self.w2(mindspore.ops.relu(self.wq(x)))
 
     class Toy(mindspore.nn.Cell):
-        def __init__(self):
+        def __init__(self, transposed):
             super().__init__()
             self.emb = mindspore.nn.Embedding(64, 256, embedding_table="normal")
-            self.layers = mindspore.nn.CellList([Layer(), Layer()])
+            self.layers = mindspore.nn.CellList([Layer(transposed), Layer(transposed)])
             half = {"has_bias": False, "compute_dtype": mindspore.float16, "param_init_type": mindspore.float16}
             self.lm_head = Linear(256, 64, **half)
 
@@ -68,10 +68,11 @@ def toy(mindspore):
                 x = layer(x)
             return self.lm_head(x)
 
-    def make():
-        network, random = Toy(), np.random.default_rng(0)
+    def make(transposed=False):
+        network, random = Toy(transposed), np.random.default_rng(0)
         for parameter in network.get_parameters():
             value = random.standard_normal(parameter.shape).astype(np.float32) / 16
+            value = value.T if transposed and "layers" in parameter.name else value
             parameter.set_data(mindspore.Tensor(value, parameter.dtype))
         network.emb.embedding_table.set_data(network.emb.embedding_table * 16)
         return network
@@ -127,6 +128,22 @@ def test_what_is_quantized_is_saved_as_golden_stick_would(case, toy, logits, min
     assert np.array_equal(logits(deployed), found)
 
 
+@pytest.mark.parametrize("case", ["rtn8", "rtn4g", "a8dynw8", "sq"])
+def test_codes_lie_as_the_weight_of_their_layer_did(case, toy, logits, mindspore):
+    """With ``transpose_b=False`` int8 ones are ``(in, out)``, in the network that is quantized and in the prepared."""
+    values = SAVED[case]
+    networks = [toy(), toy(transposed=True), toy(transposed=True)]
+    for network in networks[:2]:
+        PTQ(PTQConfig(**values)).apply(network, datasets=TOKENS)
+    wanted, found = logits(networks[0]), logits(networks[1])
+    assert np.array_equal(found, wanted)
+    weights = [network.layers[0].wq._layer.weight.asnumpy() for network in networks[:2]]
+    assert np.array_equal(weights[1], weights[0] if "weight_quant_dtype" in values else weights[0].T)
+    PTQ(PTQConfig(mode=PTQMode.DEPLOY, **values)).apply(networks[2])
+    assert mindspore.load_param_into_net(networks[2], networks[1].parameters_dict()) == ([], [])
+    assert np.array_equal(logits(networks[2]), wanted)
+
+
 def test_all_call_shapes_mean_the_same(toy, logits):
     from gs_compat.helpers import NetworkHelper
 
@@ -176,6 +193,23 @@ def test_policies_and_blacklists_decide_layer_by_layer(toy):
     assert found["layers.1.w2._layer.matmul.weight_scale"] == ((256,), "Float32")
 
 
+def test_a_policy_has_options_of_its_own(toy):
+    def scales(alpha, policies=None):
+        network, values = toy(), A8 | PER_TOKEN | SMOOTH
+        ptq = PTQ(PTQConfig(**values, algo_args={"alpha": alpha}), policies)
+        ptq.apply(network, datasets=TOKENS)
+        found = {n: p.asnumpy() for n, p in network.parameters_dict().items() if n.endswith("smooth_scale")}
+        return found, ptq.summary(network)
+
+    more = PTQConfig(**A8, **PER_TOKEN, **SMOOTH, algo_args={"alpha": 0.8})
+    found, summary = scales(0.5, OrderedDict({r".*\.1\.wq": more}))
+    half, _ = scales(0.5)
+    first, second = (f"layers.{number}.wq._layer.matmul.smooth_scale" for number in range(2))
+    assert np.array_equal(found[first], half[first])
+    assert found[second].std() > 1.2 * half[second].std()
+    assert summary.count("smoothquant#2+rtn") == 1
+
+
 def test_a_fallback_is_int8_weights(toy):
     ptq = PTQ(PTQConfig(**A8))
     ptq._config.fallback_blacklist = {"w2": LayerQuantizeAlgo.A16W8}
@@ -184,6 +218,31 @@ def test_a_fallback_is_int8_weights(toy):
     found = parameters(network)
     assert "layers.0.w2._layer.matmul.weight_zp" in found
     assert "layers.0.wq.quant_op.input_scale" in found
+
+
+def test_what_no_cell_computes_is_said_before_anything_is_quantized(mindspore):
+    from mindformers.modules.layers import Linear
+
+    class Experts(mindspore.nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.emb = mindspore.nn.Embedding(64, 64)
+            self.router = mindspore.nn.Dense(64, 64)
+            of = {"has_bias": False, "compute_dtype": mindspore.float32, "expert_num": 2, "use_gmm": True}
+            self.w1 = Linear(64, 64, **of)
+
+        def construct(self, input_ids):
+            x = self.router(self.emb(input_ids)).reshape(-1, 64)
+            half = len(x) // 2
+            return self.w1(x, mindspore.Tensor([half, len(x)], mindspore.int32))
+
+    network = Experts()
+    before = parameters(network)
+    with pytest.raises(GoldenStickError, match=r"experts\.0\.w1: grouped products of experts have no quantized cell"):
+        PTQ().apply(network, datasets=TOKENS)
+    assert parameters(network) == before
+    PTQ(PTQConfig(opname_blacklist=["w1"])).apply(network)
+    assert set(parameters(network)) >= {"router._layer.weight", "w1.weight"}
 
 
 def test_pokes_at_the_configuration_count(toy, logits):
@@ -225,13 +284,16 @@ def test_decoder_layer_types_may_be_named_and_need_not(toy, logits):
         ptq.apply(toy())
 
 
-def test_fake_quantization_leaves_floating_point_layers(toy, logits):
-    network, quantized = toy(), toy()
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("values", "most"), [({}, 1e-5), (W4G, 1e-5), (A8 | PER_TOKEN | SMOOTH, 1e-4)])
+def test_fake_quantization_leaves_floating_point_layers(toy, logits, values, most, transposed, caplog):
+    network, quantized = toy(transposed), toy()
     before = parameters(network)
-    PTQ(PTQConfig(**W4G)).fake_quant(network)
-    PTQ(PTQConfig(**W4G)).apply(quantized)
+    PTQ(PTQConfig(**values)).fake_quant(network, datasets=TOKENS)
+    PTQ(PTQConfig(**values)).apply(quantized, datasets=TOKENS)
     assert parameters(network) == before
-    assert error(logits(network), logits(quantized)) < 1e-5
+    assert error(logits(network), logits(quantized)) < most
+    assert ("activations and caches stay in floating point" in caplog.text) is ("act_quant_dtype" in values)
 
 
 def test_a_summary_is_a_table(toy, capsys):

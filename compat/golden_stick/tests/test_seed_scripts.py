@@ -201,43 +201,88 @@ def research(tmp_path, monkeypatch):
     )
 
 
+IDS = np.random.default_rng(0).integers(3, 2000, (1, 64)).astype(np.int32)
+PROMPT, END = 58, 62
+
+
 def logits(network) -> np.ndarray:
+    """Those of a network without a cache: ``(64, vocabulary)``."""
     import mindspore as ms
 
-    ids = np.random.default_rng(0).integers(3, 2000, (1, 64)).astype(np.int32)
-    return network(ms.Tensor(ids))[0].asnumpy().astype(np.float64)
+    return first(network(ms.Tensor(IDS))).reshape(64, -1)
+
+
+def first(output) -> np.ndarray:
+    """The logits of what a network returns: alone where MindFormers has been told to predict, else with more."""
+    return (output[0] if isinstance(output, tuple) else output).asnumpy().astype(np.float64)
+
+
+def decoded(network) -> np.ndarray:
+    """Those of one that caches, which is given a prompt at once and then token by token: ``(4, vocabulary)``."""
+    import mindspore as ms
+
+    def call(ids: list[int], slots: list[int], length: int) -> np.ndarray:
+        found = network(
+            ms.Tensor(np.array([ids], np.int32)),
+            batch_valid_length=ms.Tensor(np.array([length], np.int32)),
+            block_tables=ms.Tensor(np.arange(4, dtype=np.int32)[None]),
+            slot_mapping=ms.Tensor(np.array(slots, np.int32)),
+        )
+        return first(found).reshape(-1)
+
+    ids, rest = IDS[0].tolist(), 64 - PROMPT
+    network.add_flags_custom(is_first_iteration=True)
+    call([*ids[:PROMPT], *[2] * rest], [*range(PROMPT), *[-1] * rest], PROMPT)
+    network.add_flags_custom(is_first_iteration=False)
+    return np.stack([call([ids[n]], [n], n + 1) for n in range(PROMPT, END)])
 
 
 def error(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.square(found - wanted).mean() / np.square(wanted).mean())
 
 
-@pytest.mark.filterwarnings("ignore:kvcache_quant_dtype has no effect")
-@pytest.mark.parametrize("name", [name for name in CONFIGURATIONS if name != "c8"])
-def test_a_printed_configuration_quantizes_saves_and_loads(name, run):
-    """The file loads into a network that DEPLOY mode prepared, with nothing left over, and computes the same.
-
-    With a cache MindFormers' networks run on Ascend alone, so this one has none, of which the other configurations
-    with ``kvcache_quant_dtype`` warn.
-    """
+def float_logits(network, run, write_yaml) -> np.ndarray:
+    """What a network that caches would compute in floating point, by its twin without a cache: on a CPU it cannot."""
     import mindspore as ms
 
-    names = run(NETWORK, DATASET)
-    network = names["network"]
-    wanted = logits(network)
+    weights = {n: p for n, p in network.parameters_dict().items() if not n.endswith("_cache")}
+    write_yaml()
+    twin = run(NETWORK)["network"]
+    assert ms.load_param_into_net(twin, weights) == ([], [])
+    return logits(twin)[PROMPT:END]
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_printed_configuration_quantizes_saves_and_loads(name, run, write_yaml):
+    """The file loads into a network that DEPLOY mode prepared, with nothing left over, and computes the same."""
+    import mindspore as ms
+
+    cached = "kvcache_quant_dtype=msdtype.int8" in CONFIGURATIONS[name]
+    compute = decoded if cached else logits
+    write_yaml(use_past=cached)
+    network = run(NETWORK, DATASET)["network"]
+    wanted = float_logits(network, run, write_yaml) if cached else logits(network)
     names = run(
-        IMPORTS, CONFIGURATIONS[name], "from mindspore_gs.ptq.ptq import PTQ\nptq = PTQ(config=ptq_config)", SAVE
+        f"{IMPORTS}\nfrom mindspore_gs.ptq.ptq import PTQ", CONFIGURATIONS[name], "ptq = PTQ(config=ptq_config)"
     )
-    found = logits(network)
+    names["network"] = network
+    run(SAVE)
+    found = compute(network)
     assert 0 < error(found, wanted) < (0.05 if names["ptq_config"].weight_quant_dtype == "qint4x2" else 0.01)
 
+    write_yaml(use_past=cached)
     fresh = run(NETWORK)["network"]
     config = names["ptq_config"]
-    config.mode = names["PTQMode"].DEPLOY if "PTQMode" in names else type(config.mode).DEPLOY
+    config.mode = type(config.mode).DEPLOY
     names["PTQ"](config).apply(fresh)
-    left = ms.load_param_into_net(fresh, ms.load_checkpoint("a8w8c8.ckpt"))
-    assert left == ([], [])
-    assert np.array_equal(logits(fresh), found)
+    file = ms.load_checkpoint("a8w8c8.ckpt")
+    missing, left = ms.load_param_into_net(fresh, file)
+    assert left == []
+    assert [name for name in missing if not name.endswith("_cache")] == []
+    assert np.array_equal(compute(fresh), found)
+    if cached:
+        stored = [name for name in file if "paged_attention_mgr" in name]
+        assert len(stored) == 6, "scales and zero points of keys and of values, and both joined"
 
 
 def test_a_cache_alone_has_nothing_to_quantize_in_a_network_without_one(run):
@@ -249,18 +294,29 @@ def test_a_cache_alone_has_nothing_to_quantize_in_a_network_without_one(run):
         names["PTQ"](names["ptq_config"]).apply(names["network"], names["helper"], names["ds"])
 
 
-@pytest.mark.filterwarnings("ignore:kvcache_quant_dtype has no effect")
 def test_the_golden_stick_page_from_the_first_line_to_the_last(run, write_yaml):
-    names = run(NETWORK, DATASET)
-    wanted = logits(names["network"])
-    names = run(ALGORITHM, SAVE)
-    found = logits(names["network"])
+    import mindspore as ms
+
+    write_yaml(use_past=True)
+    network = run(NETWORK, DATASET)["network"]
+    wanted = float_logits(network, run, write_yaml)
+    names = run(ALGORITHM)
+    names["network"] = network
+    run(SAVE)
+    found = decoded(network)
     assert 0 < error(found, wanted) < 0.01
-    parameters = names["network"].parameters_dict()
+    parameters = network.parameters_dict()
     assert "model.layers.0.feed_forward.w2.weight" in parameters
     assert "model.layers.0.feed_forward.w1._layer.weight" in parameters
-    write_yaml(checkpoint="a8w8c8.ckpt")
-    assert np.array_equal(logits(run(DEPLOY)["network"]), found)
+    assert "model.layers.0.attention.infer_attention.paged_attention_mgr.quant_pa.k_v_scale_fusion" in parameters
+    write_yaml(checkpoint="a8w8c8.ckpt", use_past=True)
+    deployed = run(DEPLOY)["network"]
+    assert np.array_equal(decoded(deployed), found)
+    deployed.argmax = lambda x, axis: ms.Tensor(x.asnumpy().argmax(axis))  # MindFormers' own runs on Ascend alone
+    deployed.add_flags_custom(is_first_iteration=True)
+    (generated,) = deployed.generate(IDS[:, :6], do_sample=False, max_new_tokens=4)
+    assert generated[:6].tolist() == IDS[0, :6].tolist()
+    assert len(generated) == 10
 
 
 def test_the_vllm_mindspore_page(run, research):

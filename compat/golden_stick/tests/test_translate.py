@@ -209,11 +209,12 @@ def test_two_policies_for_one_layer_are_an_error_before_anything_runs():
         recipe(policies={".*w2": PTQConfig(), ".*feed.*": PTQConfig(weight_quant_dtype="qint4x2")})
 
 
-def test_two_option_sets_of_one_algorithm_are_an_error():
+def test_a_policy_has_options_of_its_own():
     gptq = {"precision_recovery": PrecisionRecovery.GPTQ}
     policies = {".*w2": PTQConfig(**gptq, algo_args=GPTQQuantConfig(damp_percent=0.1))}
-    with pytest.raises(ValueError, match="'gptq' other options"):
-        recipe(PTQConfig(**gptq), policies)
+    found = recipe(PTQConfig(**gptq), policies)
+    damping = [said(found, name)[1][0][1]["damping"] for name in NAMES[:3]]
+    assert damping == [0.01, 0.01, 0.1]
 
 
 @pytest.mark.parametrize(

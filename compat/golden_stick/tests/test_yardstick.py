@@ -2,9 +2,15 @@
 
 512 input features, 256 output features, weights of deviation 0.05, 512 tokens, six channels forty times as large as
 the others and off centre; for four-bit weights the inputs are correlated. What is compared is the squared error of the
-network's output, relative to the squares of the float one's, in float64. Seeds are such that plain rounding errs as
-much as it did on the layer that Golden Stick was measured on: what is left is the algorithms' doing.
+network's output, relative to the squares of the float one's, in float64.
+
+Golden Stick was measured on a layer of this kind, not on these numbers, and the error of plain rounding hangs on little
+else: from seed to seed it differs by four percent. So the seeds here are such that it errs as much as on Golden Stick's
+layer, and what is left is the algorithms' doing. That plain rounding itself is level is shown apart, on any layer: its
+codes are Golden Stick's own.
 """
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,9 +45,14 @@ ROWS = {
 }
 
 
-def drawn(correlated: bool) -> tuple[np.ndarray, np.ndarray]:
+PLAIN = {"w8": (8, IN), "w4": (4, IN), "w4 g64": (4, 64)}
+"""Rows of plain rounding: bits, and how many input features share a scale."""
+GOLDEN = Path(__file__).parents[3] / "gs_plugins" / "formats" / "golden_stick" / "tests" / "golden"
+
+
+def drawn(correlated: bool, seed: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Inputs ``(tokens, in)`` and a weight ``(out, in)``, float32."""
-    seed = 54 if correlated else 46
+    seed = seed if seed is not None else 54 if correlated else 46
     random = np.random.default_rng(seed)
     x = random.standard_normal((TOKENS, IN))
     if correlated:
@@ -68,8 +79,8 @@ def layer(mindspore):
         def construct(self, input_ids):
             return self.linear(self.embedding(input_ids))
 
-    def make(correlated):
-        x, weight = drawn(correlated)
+    def make(correlated, seed=None):
+        x, weight = drawn(correlated, seed)
         return Layer(x, weight), x.astype(np.float64) @ weight.T.astype(np.float64)
 
     return make
@@ -89,3 +100,40 @@ def test_no_row_is_worse_than_golden_sticks_best(row, layer):
     error = np.square(found - wanted).sum() / np.square(wanted).sum()
     print(f"{row}: {error:.3e}, theirs {most:.3e}")
     assert error <= 1.005 * most  # theirs is known to two or three digits
+
+
+def golden_sticks(weight: np.ndarray, bits: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What its rounding gives, codes ``(out, in)``, and which weights lie on no tie, where their last bit decides: the
+    largest magnitude that shares a scale always does, half a step beyond the largest code."""
+    groups = weight.reshape(len(weight), -1, size).astype(np.float64)
+    largest = 2 ** (bits - 1) - 1
+    steps = (groups / np.abs(groups).max(-1, keepdims=True) * (largest + 0.5)).reshape(weight.shape)
+    return np.clip(np.rint(steps), -largest - 1, largest), np.abs(np.abs(steps) % 1 - 0.5) > 1e-4
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("row", PLAIN)
+def test_plain_rounding_is_golden_sticks_to_the_code_on_any_layer(row, seed, layer):
+    import mindspore_gs.ptq as gs
+
+    from gs_golden_stick import int4
+
+    network, _ = layer(correlated=False, seed=seed)
+    weight = network.linear.weight.asnumpy().copy()
+    gs.PTQ(eval(f"PTQConfig({ROWS[row][0]})", vars(gs))).apply(network)
+    stored = network.linear._layer.weight.asnumpy()
+    found = stored if row == "w8" else int4.unpack(stored.view(np.int8))
+    wanted, clear = golden_sticks(weight, *PLAIN[row])
+    assert np.array_equal(found[clear], wanted[clear])
+    assert np.abs(found - wanted).max() <= 1
+    assert clear.mean() > 0.98
+
+
+def test_that_is_how_golden_stick_rounds(mindspore):
+    """By what it saved of one weight in eight bits and in four: a step of these is 127.5 / 7.5 of those."""
+    eight, four = (mindspore.load_checkpoint(str(GOLDEN / f"{name}.ckpt")) for name in ("rtn8", "rtn4"))
+    scales = [name for name in eight if name.endswith("weight_scale")]
+    for name in scales:
+        ratio = four[name].asnumpy().astype(np.float64) / eight[name].asnumpy()
+        assert np.allclose(ratio, 127.5 / 7.5, rtol=1e-3), "each is rounded to float16"
+    assert scales

@@ -100,4 +100,4 @@ def _on_site(block: Block, opened: Opened) -> OnSite:
             for site in cache.sites:
                 if site.kind in quantized.static:
                     caches[site.name] = (site, quantized.args, quantized.static[site.kind])
-    return fake_quantizer(sites, caches)
+    return fake_quantizer(sites, caches, block.online)

@@ -9,7 +9,7 @@ from typing import Any
 import pluggy
 
 from gs_core.arrays import Array
-from gs_core.interfaces import Accumulator, Block, Data, Layer, Output, Site, StaticInput, Transform
+from gs_core.interfaces import Accumulator, Block, Data, Layer, LayerInfo, Output, Site, StaticInput, Transform
 from gs_core.linear_map import LinearMap
 from gs_core.quantized import QuantizedTensor
 from gs_schemas import QuantizationScheme
@@ -55,13 +55,13 @@ def quantize(  # type: ignore[empty-body]
 
 @hookspec(firstresult=True)
 def pack(  # type: ignore[empty-body]
-    tensor: QuantizedTensor, inputs: StaticInput | None, layout: str, online: LinearMap | None
+    tensor: QuantizedTensor, inputs: StaticInput | None, layout: str, online: LinearMap | None, layer: LayerInfo
 ) -> Mapping[str, Array]:
     """Asked for each quantized tensor: named arrays as the file holds them (``weight_packed``, ``weight_scale``).
 
     ``inputs`` are the parameters of the layer's statically quantized input, where its scheme has one. ``online`` is
     what the layer's input goes through when the model runs, where that is more than nothing; layers that share an
-    input share it.
+    input share it. ``layer`` is what was known of this one before.
     """
 
 

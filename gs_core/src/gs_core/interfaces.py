@@ -26,7 +26,8 @@ class LayerInfo:
     """One weight that can be quantized, known before any weight is read.
 
     ``name`` is the layer's full name as the checkpoint spells it, without ``.weight``; ``dtype`` is the name of
-    the dtype it is stored in; ``alias`` is the name of its module where that is spelt otherwise.
+    the dtype it is stored in; ``alias`` is the name of its module where that is spelt otherwise; ``transposed`` says
+    that its framework keeps it ``(in_features, out_features)``, whatever ``shape``, which is ``(out, in)``, says.
     """
 
     name: str
@@ -35,6 +36,7 @@ class LayerInfo:
     site: str
     dtype: str
     alias: str = ""
+    transposed: bool = False
 
 
 class Layer(ABC):
@@ -469,6 +471,8 @@ class Data:
     sizes: samples in each batch.
     start: what the algorithm before made of the layers, by layer name, for an algorithm that ``refines``.
     as_seen: makes the block's activations what an engine will see under its scheme. Not to be differentiated.
+    refusal: why the checkpoint could not say a transform, or ``None``. One that is refused is dropped in the end; what
+        learns a transform asks before.
     """
 
     batches: Sequence[Batch] = ()
@@ -477,6 +481,7 @@ class Data:
     sizes: Sequence[int] = ()
     start: Mapping[str, QuantizedTensor] = field(default_factory=dict)
     as_seen: OnSite = lambda name, x: None
+    refusal: Callable[[Transform], str | None] = lambda transform: None
 
 
 class Algorithm:
@@ -611,13 +616,17 @@ class CheckpointFormat:
 
     def unsupported_online(self, kind: str, scheme: QuantizationScheme) -> str | None:
         """Why it cannot say that the input of a layer of this scheme goes through a map of this kind, or ``None``.
-        By default ``holds_online`` says it for all schemes. Asked for each map that an algorithm makes; one that is
-        refused is dropped, and the report says so."""
+        By default ``holds_online`` says it for all schemes. Asked while planning."""
         return (
             None
             if kind in self.holds_online
             else f"this checkpoint format holds no {kind} map to be computed at run time"
         )
+
+    def unsupported_map(self, map: LinearMap, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:
+        """Why it cannot say that this layer's input goes through this map, or ``None``. By default all maps of a kind
+        are alike. Asked for each map that an algorithm makes; what is refused is dropped, and the report says so."""
+        return self.unsupported_online(map.kind, scheme)
 
     def layout(self, scheme: QuantizationScheme) -> str:
         """The name of the layout that ``pack`` is asked for (``pack-quantized``)."""

@@ -21,7 +21,8 @@ class LinearMap:
     scale: ``(features,)``, or ``None``: not scaled. factors: square matrices; features are taken in blocks of as many
     as the sizes of the factors multiply to, the first factor mixing the farthest features of a block. A whole number
     is the identity of that size. orthogonal: whether it is its own inverse transpose (every factor orthogonal, every
-    scale 1 or -1); the caller's word.
+    scale 1 or -1); the caller's word. keep: how much of the range of what it makes the dynamic scales of an engine
+    cover; the map itself clips nothing.
 
     A scale alone is SmoothQuant's, one factor a block-diagonal rotation, two FlatQuant's Kronecker pair
     (https://arxiv.org/abs/2410.09426, section 3.1), many a fast Hadamard transform.
@@ -30,11 +31,15 @@ class LinearMap:
     factors: tuple[Factor, ...] = ()
     scale: Array | None = None
     orthogonal: bool = False
+    keep: float = 1.0
 
     @property
     def kind(self) -> str:
         """What a checkpoint format says whether it holds: ``scale``; ``hadamard``, a rotation by blocks of
-        Sylvester's matrix, which an engine makes for itself; any other ``rotation``; ``kronecker``, the rest."""
+        Sylvester's matrix, which an engine makes for itself; any other ``rotation``; ``clipped``, whatever has a
+        ``keep`` of its own; ``kronecker``, the rest."""
+        if self.keep != 1:
+            return "clipped"
         if not self.factors:
             return "scale"
         if not self.orthogonal:
@@ -99,7 +104,13 @@ class LinearMap:
     def describe(self) -> dict[str, Any]:
         """Plain data that, with ``arrays()``, makes it again."""
         identity = [isinstance(factor, int) for factor in self.factors]
-        return {"kind": self.kind, "sizes": list(self.sizes), "identity": identity, "scaled": self.scale is not None}
+        described = {
+            "kind": self.kind,
+            "sizes": list(self.sizes),
+            "identity": identity,
+            "scaled": self.scale is not None,
+        }
+        return described | ({} if self.keep == 1 else {"keep": self.keep})
 
     def arrays(self) -> dict[str, Array]:
         """``scale`` and ``factor_0``, ``factor_1`` …, those that there are."""
@@ -116,7 +127,7 @@ class LinearMap:
                 raise ValueError(f"factor_{i} has shape {tuple(factor.shape)}, its description says {size}")
             factors.append(factor)
         scale = arrays["scale"] if description["scaled"] else None
-        return cls(tuple(factors), scale, description["kind"] == "rotation")
+        return cls(tuple(factors), scale, description["kind"] == "rotation", description.get("keep", 1.0))
 
 
 def _is_sylvester(factor: Factor) -> bool:

@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -120,10 +121,11 @@ class _Line:
 
     def _all_data(self, watch: Watch) -> Data:
         sizes = [len(tokens) for tokens in self.batches]
+        data = Data(self._data(), sizes=sizes, as_seen=watch.as_seen(), refusal=partial(self._refusal, watch.block))
         if not self._float_stream:
-            return Data(self._data(), sizes=sizes, as_seen=watch.as_seen())
+            return data
         targets = Returned(self.journal, self.index, len(self.batches), FLOAT)
-        return Data(self._data(), self._data(FLOAT), targets, sizes, as_seen=watch.as_seen())
+        return replace(data, floats=self._data(FLOAT), targets=targets)
 
     def _recorder(self, block: Block, algorithm: str) -> Record:
         def record(**facts: Any) -> None:
@@ -218,7 +220,9 @@ class _Line:
         if floating:
             return f"{', '.join(floating)} shares the input and stays in floating point"
         asked = (
-            self.plan.format.unsupported_online(transform.map.kind, s) for n in layers if (s := self.rows[n].scheme)
+            self.plan.format.unsupported_map(transform.map, self.rows[n].layer, s)
+            for n in layers
+            if (s := self.rows[n].scheme)
         )
         return next((why for why in asked if why), None)
 
@@ -257,7 +261,7 @@ class _Line:
             error, of = relative_error(layer.weight(), rounded), "weight"
         else:
             x = site.sample.result()
-            seen = fake_quantizer({layer.site: (layer.scheme, static)})(layer.site, x)
+            seen = fake_quantizer({layer.site: (layer.scheme, static)}, online=block.online)(layer.site, x)
             error, of = relative_error(x @ layer.weight().T, (x if seen is None else seen) @ rounded.T), "output"
         if unseen:
             self.outcome.notes.append(f"{layer.name}: no calibration token reached it; quantized from its weight alone")
@@ -271,7 +275,7 @@ class _Line:
             )
         layout = self.plan.format.layout(layer.scheme)
         online = block.online.get(layer.site)
-        arrays = self.stages.pack(self.plan.recipe.format, tensor, static, layout, online)
+        arrays = self.stages.pack(self.plan.recipe.format, tensor, static, layout, online, layer.info)
         self.outcome.packed += [(f"{layer.name}.{suffix}", array) for suffix, array in arrays.items()]
         self.outcome.layers.append(
             {

@@ -8,7 +8,16 @@ from gs_core import discovery, kernels, numerics
 from gs_core.errors import GoldenStickError, PlanError, PluginError
 from gs_core.interfaces import Algorithm, CacheInfo, CheckpointFormat, LayerInfo, Model, Needs, Request
 from gs_core.stages import check_hooks, implements
-from gs_schemas import QuantizationArgs, QuantizationScheme, Recipe, SchemaError, matches, named, validate
+from gs_schemas import (
+    AlgorithmSpec,
+    QuantizationArgs,
+    QuantizationScheme,
+    Recipe,
+    SchemaError,
+    matches,
+    named,
+    validate,
+)
 
 
 @dataclass(frozen=True)
@@ -148,13 +157,11 @@ def make(
     """
     problems = _Problems()
     checkpoint_format = problems.catch(load_format, recipe.format)
-    names = [a.name for a in recipe.algorithms] + [a.name for o in recipe.overrides for a in o.algorithms or []]
-    options = {a.name: a.options for a in recipe.algorithms}
-    options |= {a.name: a.options for o in recipe.overrides for a in o.algorithms or []}
+    instances = recipe.instances()
     algorithms = {
         name: loaded
-        for name in dict.fromkeys(names)
-        if (loaded := problems.catch(load_algorithm, name, options[name])) is not None
+        for name, spec in instances.items()
+        if (loaded := problems.catch(load_algorithm, spec.name, spec.options)) is not None
     }
     problems.raise_if_any()
     assert checkpoint_format is not None
@@ -163,7 +170,7 @@ def make(
     for layer in model.layers:
         scheme, specs, reason = recipe.rule_for(layer.name)
         reason = (reasons or {}).get(layer.name, reason)
-        chosen = tuple(spec.name for spec in specs if "input" in algorithms[spec.name].kinds)
+        chosen = tuple(n for spec in specs if "input" in algorithms[n := _name(instances, spec)].kinds)
         kernel = ""
         if scheme is None or scheme.weights is None:
             reason = reason if scheme is None else f"{reason}: its scheme has no weights"
@@ -183,6 +190,7 @@ def make(
             served = problems.catch(kernels.choose, Request(scheme, layer.shape, device), available)
             kernel = served.name if served else ""
         rows.append(Row(layer, scheme, chosen, kernel, reason))
+    _smooth_once(rows, instances, algorithms, problems)
     caches = _caches(recipe, model, algorithms, checkpoint_format, problems)
     schemes = {row.layer.name: row.scheme for row in rows} | {row.cache.name: row.scheme for row in caches}
     for why in checkpoint_format.conflicts(schemes):
@@ -202,7 +210,7 @@ def make(
     versions = {
         f"{p.kind} {p.name}": f"{p.distribution} {p.version}"
         for p in (
-            *(discovery.installed("algorithm")[n] for n in algorithms),
+            *(discovery.installed("algorithm")[spec.name] for spec in instances.values()),
             discovery.installed("format")[recipe.format],
         )
     }
@@ -221,6 +229,28 @@ def make(
     )
 
 
+def _name(instances: Mapping[str, AlgorithmSpec], spec: AlgorithmSpec) -> str:
+    return next(name for name, known in instances.items() if known == spec)
+
+
+def _smooth_once(
+    rows: Sequence[Row],
+    instances: Mapping[str, AlgorithmSpec],
+    algorithms: Mapping[str, Algorithm],
+    problems: "_Problems",
+) -> None:
+    """Layers that share an input share what is done to it."""
+    first: dict[tuple[str, str], tuple[str, Row]] = {}
+    for row in rows:
+        for name in row.algorithms:
+            if implements(algorithms[name], "smooth"):
+                plugin = instances[name].name
+                before, other = first.setdefault((row.layer.site, plugin), (name, row))
+                if before != name:
+                    why = f"shares its input with {other.layer.name}: give '{plugin}' the same options for both"
+                    problems.add(why, row.layer.name)
+
+
 def _caches(
     recipe: Recipe,
     model: Model,
@@ -229,6 +259,7 @@ def _caches(
     problems: "_Problems",
 ) -> tuple[CacheRow, ...]:
     """A row for every attention module, where a scheme of the recipe quantizes what they cache."""
+    instances = recipe.instances()
     treating = [name for name, algorithm in algorithms.items() if {*algorithm.kinds} - {"input"}]
     if not any(s and s.kv_cache for s in (recipe.scheme, *(o.scheme for o in recipe.overrides))):
         for name in treating:
@@ -240,7 +271,7 @@ def _caches(
     for cache in model.caches:
         scheme, specs, reason = recipe.rule_for(cache.name)
         args = scheme.kv_cache if scheme else None
-        named = [spec.name for spec in specs if spec.name in treating]
+        named = [name for spec in specs if (name := _name(instances, spec)) in treating]
         if args is None:
             reason = reason if scheme is None else f"{reason}: its scheme has no kv_cache"
         elif len(named) != 1:

@@ -10,7 +10,7 @@ from gs_core.arrays import Array
 from gs_core.discovery import Plugin
 from gs_core.errors import PluginError
 from gs_core.hookspecs import Record
-from gs_core.interfaces import Accumulator, Block, Data, Layer, Output, Site, StaticInput, Transform
+from gs_core.interfaces import Accumulator, Block, Data, Layer, LayerInfo, Output, Site, StaticInput, Transform
 from gs_core.linear_map import LinearMap
 from gs_core.quantized import QuantizedTensor
 from gs_schemas import QuantizationScheme
@@ -123,9 +123,11 @@ class Stages:
         tensor: QuantizedTensor,
         inputs: StaticInput | None,
         layout: str,
-        online: LinearMap | None = None,
+        online: LinearMap | None,
+        layer: LayerInfo,
     ) -> dict[str, Array]:
-        answer = self._call("pack", name, tensor=tensor, inputs=inputs, layout=layout, online=online)
+        given = {"tensor": tensor, "inputs": inputs, "layout": layout, "online": online, "layer": layer}
+        answer = self._call("pack", name, **given)
         self._answer("pack", name, isinstance(answer, Mapping), answer, "named arrays")
         return dict(answer)
 

@@ -20,6 +20,7 @@ from gs_core.interfaces import (
     Transform,
 )
 from gs_core.journal import Activations
+from gs_core.linear_map import LinearMap
 from gs_core.observers import Limits, Sample, limits_of, static_input
 from gs_core.planning import CacheRow, Row, static_inputs
 from gs_core.stages import Stages, implements
@@ -180,7 +181,8 @@ class Watch:
         # A site that feeds layers of different activation schemes stays float here: only one of them differs.
         if not schemes or schemes[0] is None or any(s is None or s.inputs != schemes[0].inputs for s in schemes):
             return fake_quantizer({})
-        return fake_quantizer({name: (schemes[0], self.sites[name].static_input() if name in self.sites else None)})
+        static = self.sites[name].static_input() if name in self.sites else None
+        return fake_quantizer({name: (schemes[0], static)}, online=self.block.online)
 
     def account(self, transform: Transform) -> None:
         """Account for a transform that was applied: rewrite what was observed, or observe it again."""
@@ -248,9 +250,13 @@ Cached = tuple[Site, QuantizationArgs, StaticInput | None]
 
 
 def fake_quantizer(
-    sites: Mapping[str, tuple[QuantizationScheme, StaticInput | None]], caches: Mapping[str, Cached] | None = None
+    sites: Mapping[str, tuple[QuantizationScheme, StaticInput | None]],
+    caches: Mapping[str, Cached] | None = None,
+    online: Mapping[str, LinearMap] | None = None,
 ) -> OnSite:
-    """An ``on_site`` that makes activations what an engine would see; ``sites`` and ``caches`` by name."""
+    """An ``on_site`` that makes activations what an engine would see; everything by the names of sites. ``online``:
+    the maps that made them, for what they keep of a range."""
+    kept = {name: map.keep for name, map in (online or {}).items()}
 
     def replace(name: str, x: Array) -> Array | None:
         if caches and name in caches:
@@ -259,7 +265,7 @@ def fake_quantizer(
         if scheme is None or scheme.inputs is None:
             return None
         if scheme.inputs.dynamic:
-            return numerics.fake_quantize(x, scheme.inputs)
+            return numerics.fake_quantize(x, scheme.inputs, keep=kept.get(name, 1.0))
         if static is None:
             return None
         return numerics.fake_quantize(x, scheme.inputs, static.scale, static.zero_point)

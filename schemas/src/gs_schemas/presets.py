@@ -7,6 +7,7 @@ from gs_schemas.recipe import Recipe
 from gs_schemas.scheme import QuantizationArgs, QuantizationScheme
 
 _INT4 = QuantizationArgs(format="int4", granularity="group", group_size=128)
+_INT4_CHANNEL = QuantizationArgs(format="int4", granularity="channel")
 _INT8 = QuantizationArgs(format="int8", granularity="channel")
 _INT8_TOKEN = QuantizationArgs(format="int8", granularity="token", dynamic=True)
 _INT4_TOKEN = QuantizationArgs(format="int4", granularity="token", dynamic=True)
@@ -19,6 +20,7 @@ _LAYERS = (
     QuantizationScheme(name="W8A8", weights=_INT8, inputs=_INT8_TOKEN),
     QuantizationScheme(name="W8A8_STATIC", weights=_INT8, inputs=_INT8_TENSOR),
     QuantizationScheme(name="W4A4", weights=_INT4, inputs=_INT4_TOKEN),
+    QuantizationScheme(name="W4A4_CHANNEL", weights=_INT4_CHANNEL, inputs=_INT4_TOKEN),
 )
 _CACHES = (
     QuantizationScheme(name="KV8", kv_cache=_INT8_TENSOR),
@@ -35,35 +37,55 @@ SCHEMES: dict[str, QuantizationScheme] = {scheme.name: scheme for scheme in (*_L
 
 # Four bits leave no room for outliers anywhere: R4 too, for engines that compute it.
 _HADAMARD = {"hadamard": {"r4": True}}
+_FLATQUANT = {"flatquant": {"epochs": 5, "lac": True}}
+# The field has a name of its own for GPTQ with this option.
+_GPTAQ = {"gptq": {"asymmetric": True}}
+_SMOOTH = {"smoothquant": {"alpha": "auto"}}
 _MIXED = {"mixed_precision": {"bits": 5, "candidates": ["W4A16", "W8A16"]}}
 _ALGORITHMS: dict[str, tuple[list[str | dict[str, Any]], ...]] = {
-    "W4A16": (["rtn"], ["gptq"], ["awq"], ["awq", "gptq"], ["autoround"], [_MIXED, "gptq"]),
+    "W4A16": (
+        ["rtn"],
+        ["gptq"],
+        [_GPTAQ],
+        ["awq"],
+        ["awq", "gptq"],
+        ["hadamard", _GPTAQ],
+        ["autoround"],
+        [_MIXED, "gptq"],
+    ),
     "W4A16_ASYM": (["rtn"], ["gptq"], ["awq"], ["autoround"]),
     "W8A16": (["rtn"], ["gptq"]),
-    "W8A8": (["rtn"], ["gptq"], ["smoothquant", "rtn"], ["smoothquant", "gptq"], ["osp", "rtn"]),
-    "W8A8_STATIC": (["rtn"], ["gptq"], ["smoothquant", "rtn"], ["smoothquant", "gptq"], ["osp", "rtn"]),
+    "W8A8": (["rtn"], ["gptq"], [_SMOOTH, "rtn"], [_SMOOTH, "gptq"], ["osp", "rtn"]),
+    "W8A8_STATIC": (["rtn"], ["gptq"], [_SMOOTH, "rtn"], [_SMOOTH, "gptq"], ["osp", "rtn"]),
     "W4A4": (["rtn"], [_HADAMARD, "rtn"], [_HADAMARD, "gptq"]),
+    "W4A4_CHANNEL": ([_FLATQUANT], [_FLATQUANT, "gptq"]),
     "KV8": (["kv_cache"],),
     "KV_FP8": (["kv_cache"],),
     "W4A16_KV8": (["gptq", "kv_cache"],),
     "W4A16_KV_FP8": (["gptq", "kv_cache"],),
     "W8A16_KV8": (["rtn", "kv_cache"],),
     "W8A16_KV_FP8": (["rtn", "kv_cache"],),
-    "W8A8_KV8": (["smoothquant", "rtn", "kv_cache"],),
-    "W8A8_KV_FP8": (["smoothquant", "rtn", "kv_cache"],),
+    "W8A8_KV8": ([_SMOOTH, "rtn", "kv_cache"],),
+    "W8A8_KV_FP8": ([_SMOOTH, "rtn", "kv_cache"],),
 }
+# What flatquant leaves to be computed, and scales per channel, are for Ascend's engines.
+_FORMATS = {"W4A4_CHANNEL": "ascend"}
 
 
 def _recipe_name(scheme: str, algorithms: list[str | dict[str, Any]]) -> str:
     # "w8a8-smoothquant" leaves the rounding to rtn unsaid, as the field does; who sees to the cache, the scheme says.
-    layers = [a for algorithm in algorithms for a in ([algorithm] if isinstance(algorithm, str) else algorithm)]
+    named = [["gptaq"] if algorithm == _GPTAQ else algorithm for algorithm in algorithms]
+    layers = [a for algorithm in named for a in ([algorithm] if isinstance(algorithm, str) else algorithm)]
     layers = [a for a in layers if a != "kv_cache"]
     tail = layers if len(layers) == 1 else [a for a in layers if a != "rtn"]
-    return "-".join([scheme, *tail]).lower().replace("_", "-")
+    return "-".join([scheme.removesuffix("_CHANNEL"), *tail]).lower().replace("_", "-")
 
 
 RECIPES: dict[str, Recipe] = {
-    name: Recipe.model_validate({"name": name, "scheme": SCHEMES[scheme], "algorithms": algorithms})
+    name: Recipe.model_validate(
+        {"name": name, "scheme": SCHEMES[scheme], "algorithms": algorithms}
+        | ({"format": _FORMATS[scheme]} if scheme in _FORMATS else {})
+    )
     for scheme, choices in _ALGORITHMS.items()
     for algorithms in choices
     for name in [_recipe_name(scheme, algorithms)]

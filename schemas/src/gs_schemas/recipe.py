@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from gs_schemas.errors import SchemaError, unknown, validate
 from gs_schemas.scheme import QuantizationScheme, Strict
@@ -78,7 +78,8 @@ Algorithm = Annotated[
 
 
 class Override(Strict):
-    """Another scheme (``null``: stay in floating point) for the layers whose full names match."""
+    """Another scheme (``null``: stay in floating point) for the layers whose full names match, and other algorithms,
+    or the same with other options."""
 
     match: Pattern
     scheme: SchemeOrName | None
@@ -123,13 +124,14 @@ class Recipe(Strict):
             raise ValueError(f"'{twice[0]}' stands in the list twice; give it once, with its options")
         return algorithms
 
-    @model_validator(mode="after")
-    def _one_option_set_per_algorithm(self) -> Self:
-        options: dict[str, dict[str, Any]] = {}
+    def instances(self) -> dict[str, AlgorithmSpec]:
+        """Every algorithm with every set of options that it is given: the first under its name, then ``gptq#2`` …"""
+        found: dict[str, AlgorithmSpec] = {}
         for spec in [*self.algorithms, *(a for o in self.overrides for a in o.algorithms or [])]:
-            if options.setdefault(spec.name, spec.options) != spec.options:
-                raise ValueError(f"overrides give '{spec.name}' other options than the recipe; one set per run")
-        return self
+            if spec not in found.values():
+                number = 1 + sum(known.name == spec.name for known in found.values())
+                found[spec.name if number == 1 else f"{spec.name}#{number}"] = spec
+        return found
 
     def rule_for(self, layer: str) -> tuple[QuantizationScheme | None, list[AlgorithmSpec], str]:
         """Scheme (``None``: float), algorithms and the reason, for a full layer name."""

@@ -14,12 +14,11 @@ import numpy as np
 from gs_core import CacheInfo, Site
 from gs_mindformers.found import Key, Layers
 from gs_mindformers.linear import is_a
+from gs_mindformers.rotary import ROTATION, rotate
 from gs_mindformers.standins import Swap
 from gs_mindformers.structure import Structure
-from gs_mindformers.tensors import to_numpy, to_tensor
 
 ATTENTION = "mindformers.modules.infer_attention.InferAttention"
-ROTATION = "mindformers.modules.infer_attention.InferRotaryEmbedding"
 ROTATED = "a PagedAttentionMgr is handed keys after their rotation"
 
 OnCache = Callable[[str, ms.Tensor, ms.Tensor], tuple[ms.Tensor, ms.Tensor]]
@@ -46,7 +45,7 @@ def listening(structure: Structure, on_cache: OnCache = nobody) -> list[Swap]:
             prefill = cell._prefill_attention
             swaps.append((cell.__dict__, "_prefill_attention", partial(_recall, cache, cached, prefill)))
         elif is_a(cell, ROTATION) and ms.get_context("device_target") != "Ascend":
-            swaps.append((cell.__dict__, "construct", _rotate))
+            swaps.append((cell.__dict__, "construct", rotate))
     return swaps
 
 
@@ -62,18 +61,6 @@ def _store(path: str, on_cache: OnCache, cached: dict, key: ms.Tensor, value: ms
 def _recall(path: str, cached: dict, prefill: Any, query: Any, key: Any, value: Any, *more: Any, **named: Any) -> Any:
     key, value = cached.pop(path, (key, value))
     return prefill(query, key, value, *more, **named)
-
-
-def _rotate(query: ms.Tensor, key: ms.Tensor, frequencies: Any, *_: Any, **__: Any) -> tuple[ms.Tensor, ms.Tensor]:
-    """The operator ``ApplyRotaryPosEmb``: halves of every head rotated, by the cosines and sines of each token."""
-    cos, sin = (to_numpy(x).reshape(*key.shape[:2], 1, -1) for x in frequencies[:2])
-
-    def rotated(x: ms.Tensor) -> ms.Tensor:
-        heads = to_numpy(x).reshape(*x.shape[:2], -1, cos.shape[-1])
-        first, second = np.split(heads, 2, axis=-1)
-        return to_tensor((heads * cos + np.concatenate([-second, first], -1) * sin).reshape(x.shape))
-
-    return rotated(query), rotated(key)
 
 
 def arguments(network: ms.nn.Cell, tokens: np.ndarray) -> dict[str, ms.Tensor]:

@@ -44,7 +44,8 @@ def _add_site(
             found.kept[held.path] = reason
             continue
         site = site or f"{layer}.input"
-        infos.append(LayerInfo(layer, block, held.shape, site, dtype, held.path if held.path != layer else ""))
+        alias = held.path if held.path != layer else ""
+        infos.append(LayerInfo(layer, block, held.shape, site, dtype, alias, held.transposed))
         found.places[layer] = place
     site = site or f"{stored(keys[0])[0]}.input"
     found.site_of |= dict.fromkeys(keys, site)

@@ -29,10 +29,11 @@ def cell(config: InnerPTQConfig, columns: int) -> Spec | None:
     return spec_of(rule.scheme, columns, each_feature=_smooths(config), smooth=_smooths(config) and not static)
 
 
-def as_cells_hold(tensors: Mapping[str, Any], configs: Configs) -> dict[str, Any]:
+def as_cells_hold(tensors: Mapping[str, Any], configs: Configs, columns: Mapping[str, int]) -> dict[str, Any]:
     """The tensors of a quantized network, those of each layer as its own kind of cell holds them.
 
-    tensors: with a static ``input_scale`` for each feature, and a ``smooth_scale`` only where one is needed.
+    tensors: with a static ``input_scale`` for each feature, and a ``smooth_scale`` only where one is needed. columns:
+    the input features of every layer.
     """
     found = dict(tensors)
     for name, config in configs.items():
@@ -44,20 +45,14 @@ def as_cells_hold(tensors: Mapping[str, Any], configs: Configs) -> dict[str, Any
             found[f"{name}.{INPUT_SCALE}"] = (1 / scale.astype(np.float32)).astype(scale.dtype)
             found[f"{name}.{INPUT_ZERO}"] = zero.astype(scale.dtype)
         elif not static and _smooths(config) and f"{name}.{SMOOTH_SCALE}" not in tensors:
-            columns = _columns(tensors[f"{name}.{WEIGHT}"], config)
-            found[f"{name}.{SMOOTH_SCALE}"] = np.ones(columns, _array(tensors[f"{name}.{WEIGHT_SCALE}"]).dtype)
+            found[f"{name}.{SMOOTH_SCALE}"] = np.ones(columns[name], _array(tensors[f"{name}.{WEIGHT_SCALE}"]).dtype)
     return found
 
 
 def describe(spec: Spec) -> str:
     """``W8A16``, ``W8A8`` (static), ``W8A8_DYNAMIC``; with the number of groups where there are any."""
     activations = {"float": "A16", "static": "A8", "dynamic": "A8_DYNAMIC"}[spec.inputs]
-    return f"W{spec.bits}{activations}" + (f" in {spec.groups} groups" if spec.groups > 1 else "")
-
-
-def _columns(weight: Any, config: InnerPTQConfig) -> int:
-    """Input features of a weight: the second axis, of packed four-bit ones the first."""
-    return int(weight.shape[0 if config.weight_quant_dtype == "qint4x2" else 1])
+    return f"W{spec.bits}{activations}" + (f" in {spec.groups} groups" if spec.groups else "")
 
 
 def _smooths(config: InnerPTQConfig) -> bool:

@@ -2,19 +2,23 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gs_compat.cells import as_cells_hold, cell, describe
+from gs_compat.inner import InnerPTQConfig
 from gs_compat.policies import Configs
-from gs_core import Adapter, Model
+from gs_compat.words import QuantGranularity
+from gs_core import Adapter, Model, PlanError
 from gs_core.arrays import from_raw
 from gs_core.planning import load_format
 from gs_core.storage import Checkpoint
 from gs_mindformers import MindFormers
-from gs_mindformers.cells import deploy, install
+from gs_mindformers.cells import Spec, deploy, install, refusals
+from gs_mindformers.cells.cache import QuantizedCache
 from gs_mindformers.cells.linear import QuantizedLinear
 
 
@@ -42,27 +46,50 @@ class LiveNetwork:
         self.caches = [cache.name for cache in self.model.caches]
 
     def prepare(self, configs: Configs) -> None:
-        """Put uninitialised cells in the place of the layers that are quantized."""
-        specs = {}
+        """Put uninitialised cells in the place of the layers and caches that are quantized."""
+        deploy(self.network, self._specs(configs), self._int8_caches(configs))
+
+    def check(self, configs: Configs) -> None:
+        """Raise ``PlanError`` unless there are cells for all that is to be quantized."""
+        caches = self._int8_caches(configs)
+        problems = refusals(self.network, self._specs(configs), caches)
+        for name, config in caches.items():
+            if config.kvcache_quant_granularity is QuantGranularity.PER_TOKEN:
+                problems.append(f"{name}: no cell caches with a scale for each token; use PER_CHANNEL")
+        if problems:
+            raise PlanError(problems)
+
+    def _specs(self, configs: Configs) -> dict[str, Spec]:
+        found = {}
         for layer in self.model.layers:
             config = configs[layer.name]
             spec = cell(config, layer.shape[1]) if config else None
             if spec:
-                specs[layer.name] = spec
-        deploy(self.network, specs)
+                found[layer.name] = spec
+        return found
+
+    def _int8_caches(self, configs: Configs) -> dict[str, InnerPTQConfig]:
+        return {name: of for name in self.caches if (of := configs[name]) and of.kvcache_quant_dtype}
 
     def take(self, folder: Path, configs: Configs) -> None:
         """Put quantized cells in the place of the layers that a folder holds quantized, and load the folder."""
-        install(self.network, as_cells_hold(Checkpoint(folder).tensors, configs))
+        columns = {layer.name: layer.shape[1] for layer in self.model.layers}
+        install(self.network, as_cells_hold(Checkpoint(folder).tensors, configs, columns))
+
+    def by_rows(self) -> None:
+        """Have the folder hold every weight ``(out, in)``, as ``take_rounded`` reads it, whatever cells hold."""
+        self.model.layers = [replace(layer, transposed=False) for layer in self.model.layers]
 
     def take_rounded(self, folder: Path, format: str) -> None:
         """Put the rounded weights of a quantized folder into the network's own parameters."""
-        plain, _ = load_format(format).read(Checkpoint(folder), {})
+        plain, numbers = load_format(format).read(Checkpoint(folder), {})
         weights, places = self.model.weights, self.model.found.places
         whole: dict[str, np.ndarray] = {}
         for name, tensor in plain.tensors.items():
-            entry, place = weights.by_source[name], places.get(name.removesuffix(".weight"))
-            value = from_raw(tensor.read())
+            layer = name.removesuffix(".weight")
+            entry, place, value = weights.by_source[name], places.get(layer), from_raw(tensor.read())
+            if layer in numbers and (online := numbers[layer].online):  # the layer here will not divide its input
+                value = value / online.scale
             into = whole.setdefault(entry.parameter, weights.read(entry.parameter))
             target = into if entry.expert is None else into[entry.expert]
             target[...] = value.T if place and place.transposed else value
@@ -72,8 +99,14 @@ class LiveNetwork:
 
 
 def quantized(network: Any) -> dict[str, str]:
-    """The layers that are quantized cells, and how."""
-    return {name: describe(cell.spec) for name, cell in network.cells_and_names() if isinstance(cell, QuantizedLinear)}
+    """The layers and caches that are quantized cells, and how."""
+    found = {}
+    for name, inside in network.cells_and_names():
+        if isinstance(inside, QuantizedLinear):
+            found[name] = describe(inside.spec)
+        elif isinstance(inside, QuantizedCache):
+            found[name] = "C8"
+    return found
 
 
 def pad_token(network: Any, helper: Any) -> int | None:

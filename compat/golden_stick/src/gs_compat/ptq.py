@@ -74,6 +74,12 @@ class PTQ:
         live = LiveNetwork(network, self.decoder_layer_types)
         configs = assign([*live.layers, *live.caches], self._config, self.layer_policies)
         recipe = recipe_for(configs, live.caches)
+        if rounded:
+            live.by_rows()
+        else:
+            live.check(configs)
+        if rounded and any(of and (of.act_quant_dtype or of.kvcache_quant_dtype) for of in configs.values()):
+            logger.warning("fake_quant rounds weights alone: activations and caches stay in floating point")
         if self._config.mode is PTQMode.DEPLOY:
             live.prepare(configs)
             return network
@@ -112,7 +118,8 @@ class PTQ:
         return network
 
     def fake_quant(self, network: Any, network_helper: Any = None, datasets: Any = None) -> Any:
-        """As ``apply``, but the rounded weights go into the network's own floating-point layers."""
+        """As ``apply``, but the rounded weights go into the network's own floating-point layers. What they are
+        multiplied with, and what is cached, stays in floating point."""
         return self._quantize(network, network_helper, datasets, rounded=True)
 
     def summary(self, network: Any) -> str:

@@ -37,8 +37,8 @@ def translate(
     layers: names of the network's linear layers, caches: names of the modules that cache keys and values, both as
     the adapter gives them, without the leading ``network.``.
 
-    Raises ``ValueError`` (``SchemaError`` is one) for policies that contradict each other, for two sets of options
-    of one algorithm, and when there is nothing to quantize.
+    Raises ``ValueError`` (``SchemaError`` is one) for policies that contradict each other, and when there is nothing to
+    quantize.
     """
     layers, caches = list(layers), list(caches)
     return recipe_for(assign([*layers, *caches], config, policies), caches, format)

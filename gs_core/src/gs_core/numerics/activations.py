@@ -7,11 +7,12 @@ from gs_schemas import QuantizationArgs
 
 
 def fake_quantize(
-    x: Array, args: QuantizationArgs, scale: Array | None = None, zero_point: Array | None = None
+    x: Array, args: QuantizationArgs, scale: Array | None = None, zero_point: Array | None = None, keep: float = 1.0
 ) -> Array:
     """``x`` ``(..., features)`` as an engine sees it after quantizing and dequantizing, same shape and dtype.
 
-    Static args need ``scale`` (and ``zero_point`` when asymmetric), each of one element.
+    Static args need ``scale`` (and ``zero_point`` when asymmetric), each of one element. Dynamic ones cover ``keep``
+    times the range.
     """
     xp = namespace(x)
     if not args.dynamic and scale is None:
@@ -27,16 +28,16 @@ def fake_quantize(
         shape = values.shape
         if args.dynamic:
             values = groups.split(values, args)
-            scale, zero_point = _params(values, args)
+            scale, zero_point = _params(values, args, keep)
         codes = encode(values, scale, zero_point, args)
         rounded = decode(codes, scale, zero_point)
         out[rows, :] = xp.astype(groups.join(rounded, shape, args) if args.dynamic else rounded, x.dtype)
     return xp.reshape(out, x.shape)
 
 
-def _params(values: Array, args: QuantizationArgs) -> tuple[Array, Array | None]:
+def _params(values: Array, args: QuantizationArgs, keep: float) -> tuple[Array, Array | None]:
     """Scale and zero point of each group of ``(rows, groups, elements)``, ``(rows, groups, 1)``."""
     xp = namespace(values)
-    low, high = xp.min(values, axis=-1), xp.max(values, axis=-1)
+    low, high = xp.min(values, axis=-1) * keep, xp.max(values, axis=-1) * keep
     scale, zero_point = scale_from_range(low, high, args, "float32")
     return xp.expand_dims(scale, axis=-1), None if zero_point is None else xp.expand_dims(zero_point, axis=-1)

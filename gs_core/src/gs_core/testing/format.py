@@ -89,13 +89,13 @@ class FormatSuite(Suite):
         written = Written(folder / "out", {}, {}, {}, [])
         written.folder.mkdir()
         parts: list[list[tuple[str, Any]]] = []
-        for name, shape in SHAPES.items():
-            scheme = schemes[name]
+        for index, (name, shape) in enumerate(SHAPES.items()):
+            scheme, info = schemes[name], LayerInfo(name, index, shape, f"{name}.input", dtype or self.dtype)
             assert scheme.weights is not None
             weight = random.standard_normal(shape).astype(np.float32)
             tensor = numerics.quantize_weight(weight, scheme.weights, dtype or self.dtype)
             inputs = static_input(scheme, dtype or self.dtype)
-            packed = stages.pack(NAME, tensor, inputs, tested.layout(scheme))
+            packed = stages.pack(NAME, tensor, inputs, tested.layout(scheme), None, info)
             norm = to_raw(astype(random.standard_normal(7).astype(np.float32), self.dtype))
             parts.append([(f"{name}.{suffix}", array) for suffix, array in packed.items()])
             parts[-1].append((f"{name}_norm.weight", norm))

@@ -192,7 +192,7 @@ class Plain(CheckpointFormat):
     """Codes, scales and zero points as they are; the scheme of every layer in ``config.json``."""
 
     quant_method = "plain"
-    holds_online = frozenset({"scale", "hadamard", "rotation", "kronecker"})
+    holds_online = frozenset({"scale", "hadamard", "rotation", "kronecker", "clipped"})
 
     @hookimpl
     def pack(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gs_core import Layer, LayerInfo, QuantizationArgs, QuantizationScheme, QuantizedTensor, numerics
+from gs_core import Data, Layer, LayerInfo, QuantizationArgs, QuantizationScheme, QuantizedTensor, numerics
 from gs_gptq import GPTQ, Hessian, Options
 
 
@@ -57,7 +57,7 @@ def quantized() -> Callable[..., QuantizedTensor]:
         weight: np.ndarray, x: np.ndarray, args: QuantizationArgs, dtype: str = "float32", **options: object
     ) -> QuantizedTensor:
         plugin, layer = GPTQ(Options(**options)), Held(weight, args, dtype=dtype)
-        return plugin.quantize(layers=[layer], observed=observing(x))[layer.name]
+        return plugin.quantize(block=None, data=Data(), layers=[layer], observed=observing(x))[layer.name]
 
     return quantize
 

@@ -141,8 +141,6 @@ TOKEN = {"format": "int8", "granularity": "token", "dynamic": True}
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (scheme(format="int3"), "use int2, int4 or int8"),
-        (scheme(format="int5"), "use int2, int4 or int8"),
         (scheme(format="uint4", symmetric=False), "holds signed integers"),
         (scheme(format="fp8_e4m3"), "not fp8_e4m3"),
         (scheme(format="int8", scale_format="float32"), "scales in the model's dtype"),

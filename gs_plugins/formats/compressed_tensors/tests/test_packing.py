@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from gs_compressed_tensors.packing import WIDTHS, pack_rows, unpack_rows
+from gs_compressed_tensors.packing import pack_rows, unpack_rows
 
 
 def words(*unsigned: int) -> np.ndarray:
@@ -41,7 +41,13 @@ def test_a_row_ends_with_its_word():
     np.testing.assert_array_equal(packed, np.vstack([words(0x99999999, 0x9), words(0xAAAAAAAA, 0xA)]))
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
+def test_three_bits_run_on_from_one_word_into_the_next():
+    """The eleventh value has two bits in the first word and one in the second."""
+    codes = np.array([[-4] * 10 + [3, -4]], np.int8)
+    np.testing.assert_array_equal(pack_rows(codes, 3), words(0b11 << 30, 0b1))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
 @settings(deadline=None, derandomize=True)
 @given(data=st.data())
 def test_unpacking_gives_back_what_was_packed(bits, data):

@@ -33,13 +33,9 @@ def described(arrays: dict[str, np.ndarray]) -> dict[str, tuple[str, tuple[int, 
 
 def words(codes: list[int], bits: int) -> list[int]:
     """The definition, one value after another, in Python's integers."""
-    per_word, found = 32 // bits, []
-    for start in range(0, len(codes), per_word):
-        word = 0
-        for lane, code in enumerate(codes[start : start + per_word]):
-            word |= (int(code) + (1 << (bits - 1))) << (lane * bits)
-        found.append(word - (1 << 32) if word >= 1 << 31 else word)
-    return found
+    number = sum((int(code) + (1 << (bits - 1))) << (lane * bits) for lane, code in enumerate(codes))
+    found = [number >> start & 0xFFFFFFFF for start in range(0, len(codes) * bits, 32)]
+    return [word - (1 << 32) if word >= 1 << 31 else word for word in found]
 
 
 def weight_only(bits: int, symmetric: bool = True, granularity: str = "group") -> QuantizationScheme:
@@ -49,7 +45,7 @@ def weight_only(bits: int, symmetric: bool = True, granularity: str = "group") -
     )
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_packed_weights(bits):
     scheme = weight_only(bits)
     arrays, given = packed(scheme), tensor(scheme)
@@ -67,7 +63,7 @@ def test_packed_weights_with_a_scale_for_each_channel():
     assert described(packed(weight_only(4, granularity="channel")))["weight_scale"] == ("bfloat16", (OUT, 1))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [3, 4, 8])
 def test_zero_points_are_packed_along_the_output_features(bits):
     scheme = weight_only(bits, symmetric=False)
     arrays, given = packed(scheme), tensor(scheme)

@@ -7,6 +7,7 @@ import pytest
 
 from gs_core import (
     CheckpointError,
+    LayerInfo,
     LinearMap,
     QuantizationArgs,
     QuantizationScheme,
@@ -273,7 +274,8 @@ def test_a_reciprocal_that_float16_cannot_hold_is_an_error():
 def test_a_map_is_taken_from_the_line():
     tensor, inputs = quantized("W8A8", "float16")
     plugin = GoldenStick()
-    given = {"tensor": tensor, "inputs": inputs, "layout": "W8A8"}
+    layer = LayerInfo("layer", 0, tensor.shape, "layer.input", "float16")
+    given = {"tensor": tensor, "inputs": inputs, "layout": "W8A8", "layer": layer}
     arrays = plugin.pack(**given, online=LinearMap(scale=DIVISOR))
     np.testing.assert_array_equal(
         arrays["input_scale"], plugin.parameters(tensor, inputs, "W8A8", DIVISOR)["input_scale"]

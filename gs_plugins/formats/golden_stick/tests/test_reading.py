@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gs_core import CheckpointError, StaticInput, numerics
+from gs_core import CheckpointError, LayerInfo, StaticInput, numerics
 from gs_core.arrays import PACKED_INT4, RawTensor, from_raw
 from gs_core.storage import SINGLE, Checkpoint, write_safetensors
 from gs_golden_stick import GoldenStick, GoldenStickNetwork
@@ -48,6 +48,22 @@ def test_a_layer_becomes_a_weight_and_everything_else_stays(read, plugin, preset
     rounded = numerics.dequantize(numerics.quantize_weight(WEIGHT, SCHEMES[preset].weights, "float16"))
     np.testing.assert_array_equal(from_raw(checkpoint[f"{LAYER}.weight"].read()), rounded)
     assert numbers[LAYER].scheme.weights == SCHEMES[preset].weights
+
+
+@pytest.mark.parametrize("preset", ["W4A16", "W8A16", "W8A8", "W8A8_STATIC"])
+def test_a_network_keeps_int8_codes_as_it_kept_the_weight(read, preset):
+    plugin, scheme = GoldenStickNetwork(), SCHEMES[preset]
+    tensor = numerics.quantize_weight(WEIGHT, scheme.weights, "float16")
+    given = {"tensor": tensor, "inputs": INPUT if preset == "W8A8_STATIC" else None, "layout": plugin.layout(scheme)}
+    infos = [LayerInfo(LAYER, 0, WEIGHT.shape, "s", "float16", transposed=transposed) for transposed in (False, True)]
+    plain, lying = (plugin.pack(**given, online=None, layer=info) for info in infos)
+    assert lying["_layer.weight"].shape == ((256, 12) if preset == "W4A16" else (256, 24))
+    others = [name for name in plain if name != "_layer.weight"]
+    assert all(np.array_equal(plain[name], lying[name]) for name in others)
+    description = {f"{LAYER}.{suffix}": given["layout"] for suffix in lying}
+    checkpoint, _ = read(plugin, description, {f"{LAYER}.{suffix}": array for suffix, array in lying.items()})
+    found = from_raw(checkpoint[f"{LAYER}.weight"].read())
+    np.testing.assert_array_equal(found, numerics.dequantize(tensor))
 
 
 def test_packed_bytes_that_lost_mindspores_metadata(read):

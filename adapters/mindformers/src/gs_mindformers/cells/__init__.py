@@ -5,7 +5,7 @@ Parameters have the names, shapes and dtypes that Golden Stick gives a network (
 ``mindspore.load_param_into_net``, and ``mindspore.save_checkpoint`` writes such files.
 """
 
-from gs_mindformers.cells.installing import deploy, install
+from gs_mindformers.cells.installing import deploy, install, refusals
 from gs_mindformers.cells.spec import Spec, read_specs, spec_of
 
-__all__ = ["Spec", "deploy", "install", "read_specs", "spec_of"]
+__all__ = ["Spec", "deploy", "install", "read_specs", "refusals", "spec_of"]

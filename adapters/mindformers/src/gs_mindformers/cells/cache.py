@@ -91,7 +91,7 @@ class _Quantizer(nn.Cell):
         from gs_mindformers.cells.products import products
 
         self.t_scale, self.t_zp = _new((channels,), dtype, "ones"), _new((channels,), ms.int8)
-        self._quantize = products()(8, 0, dtype).quantize
+        self._quantize = products()(8, 0, dtype, by_rows=True).quantize
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         return self._quantize(x, self.t_scale, self.t_zp)

@@ -17,7 +17,8 @@ def _new(shape: tuple[int, ...], dtype: Any, fill: str = "ones") -> Parameter:
 class QuantizedLinear(nn.Cell):
     """``x (..., in)`` to ``(..., out)`` in the dtype of ``x``. Its parameters are ones and zeros until they are loaded.
 
-    rows, columns: of the weight. dtype: what the layer computes in (on a CPU, bfloat16 is computed in float32).
+    rows, columns: of the weight. transposed: whether int8 codes lie ``(in, out)``, as the weight of the layer that it
+    replaces did; int4 ones always do. dtype: what the layer computes in (on a CPU, bfloat16 is computed in float32).
     bias: that of the layer it replaces, or None. activation: what is applied to the result, or None.
     """
 
@@ -29,13 +30,17 @@ class QuantizedLinear(nn.Cell):
         dtype: Any,
         bias: Parameter | None = None,
         activation: Any = None,
+        transposed: bool = False,
     ):
         super().__init__()
         self.spec, self.rows, self.columns, self.activation = spec, rows, columns, activation
         on_cpu = ms.get_context("device_target") == "CPU"
         self.dtype = ms.float32 if on_cpu and dtype == ms.bfloat16 else dtype
-        self.products = products()(spec.bits, columns // spec.groups if spec.groups > 1 else 0, self.dtype)
-        self._layer = _Layer(spec, rows, columns, dtype, bias)
+        size = columns // spec.groups if spec.groups is not None and spec.groups > 1 else 0
+        self.products = products()(spec.bits, size, self.dtype, by_rows=spec.bits == 8 and not transposed)
+        lying = (columns, rows) if transposed else (rows, columns)
+        weight = _new((columns, rows // 2), ms.qint4x2) if spec.bits == 4 else _new(lying, ms.int8)
+        self._layer = _Layer(weight, bias, _Numbers(spec, rows, columns, dtype))
         self.quant_op = _Quantizer(spec, columns, dtype) if spec.inputs == "static" else None
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
@@ -52,23 +57,26 @@ class QuantizedLinear(nn.Cell):
         if self.quant_op is not None:
             codes = self.products.quantize(x, self.quant_op.input_scale, self.quant_op.input_zp)
             return self.products.static(codes, weight, numbers.dequant_scale, numbers.quant_bias)
-        smooth = numbers.smooth_scale
+        smooth, scale = numbers.smooth_scale, self._scales(numbers.weight_scale)
         if self.spec.inputs == "dynamic":
             codes, tokens = self.products.quantize_tokens(x, smooth)
-            return self.products.dynamic(codes, weight, numbers.weight_scale, tokens)
+            return self.products.dynamic(codes, weight, scale, tokens)
         x = x if smooth is None else x * smooth.astype(self.dtype)
-        return self.products.weight_only(x, weight, numbers.weight_scale, numbers.weight_zp)
+        return self.products.weight_only(x, weight, scale, self._scales(numbers.weight_zp))
+
+    @staticmethod
+    def _scales(values: ms.Tensor) -> ms.Tensor:
+        """A single group is no group to the operators, which take scales per channel for it."""
+        return values.reshape(-1) if values.ndim == 2 and values.shape[0] == 1 else values
 
     def extend_repr(self) -> str:
         return f"in={self.columns}, out={self.rows}, {self.spec}"
 
 
 class _Layer(nn.Cell):
-    def __init__(self, spec: Spec, rows: int, columns: int, dtype: Any, bias: Parameter | None):
+    def __init__(self, weight: Parameter, bias: Parameter | None, numbers: nn.Cell):
         super().__init__()
-        self.weight = _new((columns, rows // 2), ms.qint4x2) if spec.bits == 4 else _new((rows, columns), ms.int8)
-        self.bias = bias
-        self.matmul = _Numbers(spec, rows, columns, dtype)
+        self.weight, self.bias, self.matmul = weight, bias, numbers
 
 
 class _Numbers(nn.Cell):

@@ -2,7 +2,8 @@
 
 ``Fused`` calls operators exactly as MindSpore 2.10 declares them. ``Reference`` computes the same in operators that
 every device has; int4 is unpacked by NumPy, so it runs in PyNative mode alone. Inside both: ``x (tokens, in)``,
-``weight (out, in)`` of int8 or ``(in, out / 2)`` of qint4x2, one product of which is ``(tokens, out)``.
+``weight`` of int8, ``(out, in)`` where ``by_rows``, else ``(in, out)``, or ``(in, out / 2)`` of qint4x2, which never is
+by rows; one product of which is ``(tokens, out)``.
 """
 
 from typing import Any
@@ -20,17 +21,17 @@ def products() -> type:
 
 
 class Fused:
-    """dtype: of results. groups: scales for each output channel, ``group_size`` input features each."""
+    """dtype: of results. group_size: how many input features share a scale, 0 for scales per channel."""
 
-    def __init__(self, bits: int, group_size: int, dtype: Any):
+    def __init__(self, bits: int, group_size: int, dtype: Any, by_rows: bool):
         from mindspore.ops.auto_generate import DynamicQuantExt, QuantBatchMatmul, QuantV2, WeightQuantBatchMatmul
 
         self.bits, self.dtype = bits, dtype
         self._quantize = QuantV2()
         self._quantize_tokens = DynamicQuantExt()
-        self._int8 = QuantBatchMatmul(transpose_x1=False, transpose_x2=True, dtype=dtype)
+        self._int8 = QuantBatchMatmul(transpose_x1=False, transpose_x2=by_rows, dtype=dtype)
         self._weight_only = WeightQuantBatchMatmul(
-            transpose_x=False, transpose_weight=bits == 8, antiquant_group_size=group_size
+            transpose_x=False, transpose_weight=by_rows, antiquant_group_size=group_size
         )
 
     def weight_only(self, x: ms.Tensor, weight: ms.Tensor, scale: ms.Tensor, zero: ms.Tensor | None) -> ms.Tensor:
@@ -60,8 +61,8 @@ class Fused:
 class Reference:
     """See ``Fused``; sums in int32 and float32."""
 
-    def __init__(self, bits: int, group_size: int, dtype: Any):
-        self.bits, self.group_size, self.dtype = bits, group_size, dtype
+    def __init__(self, bits: int, group_size: int, dtype: Any, by_rows: bool):
+        self.bits, self.group_size, self.dtype, self.by_rows = bits, group_size, dtype, by_rows
         self._by_rows = ops.MatMul(transpose_b=True)
 
     def weight_only(self, x: ms.Tensor, weight: ms.Tensor, scale: ms.Tensor, zero: ms.Tensor | None) -> ms.Tensor:
@@ -76,7 +77,7 @@ class Reference:
         return self._int8((x / scale if divides else x * scale) + zero)
 
     def static(self, x: ms.Tensor, weight: ms.Tensor, scale: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
-        total = self._by_rows(x.astype(ms.int32), weight.astype(ms.int32)) + bias
+        total = self._by_rows(x.astype(ms.int32), self._codes(weight).astype(ms.int32)) + bias
         return (total.astype(ms.float32) * self._from_bits(scale)).astype(self.dtype)
 
     def quantize_tokens(self, x: ms.Tensor, smooth: ms.Tensor | None) -> tuple[ms.Tensor, ms.Tensor]:
@@ -86,7 +87,7 @@ class Reference:
 
     def dynamic(self, x: ms.Tensor, weight: ms.Tensor, scale: ms.Tensor, tokens: ms.Tensor) -> ms.Tensor:
         if self.bits == 8:
-            total = self._by_rows(x.astype(ms.int32), weight.astype(ms.int32)).astype(ms.float32)
+            total = self._by_rows(x.astype(ms.int32), self._codes(weight).astype(ms.int32)).astype(ms.float32)
             return (total * scale.astype(ms.float32) * tokens.unsqueeze(1)).astype(self.dtype)
         product = self.weight_only(x, weight, scale, None)
         return product * tokens.unsqueeze(1).astype(self.dtype)
@@ -94,7 +95,7 @@ class Reference:
     def _codes(self, weight: ms.Tensor) -> ms.Tensor:
         """``(out, in)`` int8."""
         if self.bits == 8:
-            return weight
+            return weight if self.by_rows else weight.T
         packed = weight.asnumpy().view(np.int8)
         low, high = packed << 4 >> 4, packed >> 4  # arithmetic shifts carry the sign
         return ms.Tensor(np.stack([low, high], axis=-1).reshape(len(packed), -1).T.copy())

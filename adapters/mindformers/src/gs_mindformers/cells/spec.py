@@ -15,20 +15,20 @@ INPUT_SCALE, INPUT_ZERO = "quant_op.input_scale", "quant_op.input_zp"
 
 @dataclass(frozen=True)
 class Spec:
-    """bits: of the weight, 8 or 4 (``qint4x2``). groups: scales for each output channel, 1 per channel. inputs:
-    activations in floating point, with one scale fixed beforehand, or quantized per token as they come. each_feature:
-    a static scale is repeated for every input feature, and divides; a single one multiplies. smooth: activations are
-    multiplied by a ``smooth_scale`` first."""
+    """bits: of the weight, 8 or 4 (``qint4x2``). groups: of input features that have scales of their own, None for one
+    scale per channel. inputs: activations in floating point, with one scale fixed beforehand, or quantized per token
+    as they come. each_feature: a static scale is repeated for every input feature, and divides; a single one
+    multiplies. smooth: activations are multiplied by a ``smooth_scale`` first."""
 
     bits: int
-    groups: int = 1
+    groups: int | None = None
     inputs: Literal["float", "static", "dynamic"] = "float"
     each_feature: bool = True
     smooth: bool = False
 
     def scales(self, rows: int) -> tuple[int, ...]:
         """The shape of the weight's scales."""
-        return (rows,) if self.groups == 1 else (self.groups, rows)
+        return (rows,) if self.groups is None else (self.groups, rows)
 
 
 def spec_of(scheme: QuantizationScheme, columns: int, *, each_feature: bool = True, smooth: bool = False) -> Spec:
@@ -40,7 +40,7 @@ def spec_of(scheme: QuantizationScheme, columns: int, *, each_feature: bool = Tr
         raise ValueError(f"no cell computes {scheme.describe()}: int8 products have scales per channel")
     if inputs is not None and not inputs.dynamic and weights.bits == 4:
         raise ValueError(f"no cell computes {scheme.describe()}: int4 weights take activations quantized per token")
-    groups = columns // weights.group_size if weights.group_size else 1
+    groups = columns // weights.group_size if weights.group_size else None
     how: Literal["float", "static", "dynamic"] = "float"
     if inputs is not None:
         how = "dynamic" if inputs.dynamic else "static"
@@ -59,10 +59,10 @@ def read_specs(tensors: Mapping[str, Any]) -> dict[str, Spec]:
         scale, smooth = tensors.get(f"{layer}.{SCALE}"), f"{layer}.{SMOOTH}" in tensors
         static = tensors.get(f"{layer}.{INPUT_SCALE}")
         if static is not None:
-            found[layer] = Spec(bits, 1, "static", len(static.shape) == 1 and static.shape[0] > 1, smooth)
+            found[layer] = Spec(bits, None, "static", len(static.shape) == 1 and static.shape[0] > 1, smooth)
         elif scale is None:
             raise CheckpointError(f"{layer} has neither {SCALE} nor {INPUT_SCALE}")
         else:
-            groups = int(scale.shape[0]) if len(scale.shape) == 2 else 1
+            groups = int(scale.shape[0]) if len(scale.shape) == 2 else None
             found[layer] = Spec(bits, groups, "float" if f"{layer}.{ZERO}" in tensors else "dynamic", smooth=smooth)
     return found

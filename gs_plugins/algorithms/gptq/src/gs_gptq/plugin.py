@@ -10,8 +10,11 @@ from gs_core import (
     Accumulator,
     Algorithm,
     Array,
+    Block,
+    Data,
     Layer,
     LayerInfo,
+    Needs,
     QuantizedTensor,
     Site,
     Strict,
@@ -20,6 +23,7 @@ from gs_core import (
     numerics,
 )
 from gs_core.arrays import astype, device
+from gs_gptq.asymmetric import Arrivals, Prefix
 from gs_gptq.grid import Grid
 from gs_gptq.hessian import SLICE, Factors, Hessian, factor, panels
 from gs_gptq.scales import weight_params
@@ -42,6 +46,9 @@ class Options(Strict):
     signed_scales: symmetric scales of up to four bits may be negative (``gs_gptq.scales``).
     sweeps: how many times all codes and the scales of groups are looked at once more when the last is known. Each
         costs the products of two first passes.
+    asymmetric: quantize sites in the order of execution, each seen anew, and make up for what was quantized before
+        (``gs_gptq.asymmetric``). The block runs about six times more, and the float model's activations are kept on
+        disk beside the quantized one's.
     """
 
     act_order: bool = True
@@ -51,6 +58,7 @@ class Options(Strict):
     observer: str = Field("hessian", pattern="^(scheme|hessian)$")
     signed_scales: bool = True
     sweeps: int = Field(1, ge=0)
+    asymmetric: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,11 @@ class Factored:
     def position(self) -> Array:
         """Feature → position."""
         return namespace(self.order).argsort(self.order)
+
+    def solve(self, y: Array) -> Array:
+        """``H⁻¹ y`` for ``y`` ``(features, n)``, by feature."""
+        xp = namespace(y)
+        return xp.take(self.factors.solve(xp.take(y, self.order, axis=0)), self.position, axis=0)
 
 
 class GPTQ(Algorithm):
@@ -83,24 +96,52 @@ class GPTQ(Algorithm):
         grouped = scheme.weights is not None and scheme.weights.granularity == "group"
         return grouped and self.options.act_order and not self.options.static_groups
 
-    @hookimpl
-    def observe(self, site: Site) -> Accumulator:
-        return Hessian()
+    def needs(self, scheme: QuantizationScheme) -> Needs:
+        return Needs(data=True, float_stream=self.options.asymmetric)
 
     @hookimpl
-    def quantize(self, layers: Sequence[Layer], observed: Mapping[str, Any]) -> dict[str, QuantizedTensor]:
+    def observe(self, site: Site) -> Accumulator | None:
+        return None if self.options.asymmetric else Hessian()
+
+    @hookimpl
+    def quantize(
+        self, block: Block, layers: Sequence[Layer], observed: Mapping[str, Any], data: Data
+    ) -> dict[str, QuantizedTensor]:
+        if self.options.asymmetric:
+            return self._in_order(Prefix(block, data), layers)
         by_site: dict[str, list[Layer]] = {}
         for layer in layers:
             by_site.setdefault(layer.site, []).append(layer)
         found: dict[str, QuantizedTensor] = {}
         # The largest matrix first: it is gone when the others are worked on.
         for site, sharing in sorted(by_site.items(), key=lambda item: -item[1][0].shape[1]):
-            if site in observed:
-                factored = self._factor(observed[site])
-                for group in _groups(sharing):
-                    found |= _divide(self._solve(group, factored, group[0].args, group[0].dtype), group)
-            else:
-                found |= {n.name: numerics.quantize_weight(n.weight(), n.args, n.dtype) for n in sharing}
+            found |= self._quantize(sharing, Arrivals(observed[site]) if site in observed else None)
+        return found
+
+    def _in_order(self, prefix: Prefix, layers: Sequence[Layer]) -> dict[str, QuantizedTensor]:
+        found: dict[str, QuantizedTensor] = {}
+        try:
+            for step in prefix.steps(layers):
+                arrivals = prefix.arrivals(step)
+                for site, sharing in step.items():
+                    found |= self._quantize(sharing, arrivals.pop(site, None))
+                for layer in (layer for sharing in step.values() for layer in sharing):
+                    prefix.quantized(layer, found[layer.name])
+        finally:
+            prefix.close()
+        return found
+
+    def _quantize(self, layers: list[Layer], arrivals: Arrivals | None) -> dict[str, QuantizedTensor]:
+        """The layers of one site. ``arrivals``, whose Hessian is used up, is None where no token reached it."""
+        if arrivals is None:
+            return {n.name: numerics.quantize_weight(n.weight(), n.args, n.dtype) for n in layers}
+        factored = self._factor(arrivals.hessian)
+        found: dict[str, QuantizedTensor] = {}
+        for group in _groups(layers):
+            args, dtype = group[0].args, group[0].dtype
+            # The weight has no name here: it is gone when its rounding begins.
+            whole = self._solve(arrivals.target(_joined(group), factored.solve), factored, args, dtype)
+            found |= _divide(whole, group)
         return found
 
     def _factor(self, observed: Hessian) -> Factored:
@@ -118,11 +159,8 @@ class GPTQ(Algorithm):
         alive = xp.take(diagonal, order, axis=0) > 0
         return Factored(order, factors, xp.where(alive, factors.variance, xp.zeros_like(factors.variance)))
 
-    def _solve(self, layers: list[Layer], site: Factored, args: QuantizationArgs, dtype: str) -> QuantizedTensor:
-        weights = [layer.weight() for layer in layers]
-        xp = namespace(weights[0])
-        weight = xp.concat(weights, axis=0) if len(weights) > 1 else weights[0]
-        del weights
+    def _solve(self, weight: Array, site: Factored, args: QuantizationArgs, dtype: str) -> QuantizedTensor:
+        xp = namespace(weight)
         features, position = weight.shape[1], site.position
         by_cost = self.options.observer == "hessian"
         search = args.model_copy(update={"observer": "mse"}) if by_cost else args
@@ -169,6 +207,11 @@ def _groups(layers: list[Layer]) -> list[list[Layer]]:
 
 def _elements(layers: list[Layer]) -> int:
     return sum(layer.shape[0] * layer.shape[1] for layer in layers)
+
+
+def _joined(layers: list[Layer]) -> Array:
+    weights = [layer.weight() for layer in layers]
+    return namespace(weights[0]).concat(weights, axis=0) if len(weights) > 1 else weights[0]
 
 
 def _divide(whole: QuantizedTensor, layers: list[Layer]) -> dict[str, QuantizedTensor]:

@@ -1,31 +1,44 @@
-"""Codes of 2, 4 or 8 bits in int32 words: the value plus half the code range, first value in the lowest bits.
+"""Codes of 2 to 8 bits in int32 words: the value plus half the code range, first value in the lowest bits.
 
-Other widths are refused: readers of the format disagree on them (0.17 pads each word, 0.19 packs across words).
+Values follow one another without a gap, so 32 of them fill exactly ``bits`` words and those of 3, 5, 6 or 7 bits run on
+from one word into the next. This is ``pack_to_int32`` of compressed-tensors since 0.19; up to 0.17 it left the bits
+unused that hold no whole value, which at 2, 4 and 8 bits is the same.
 """
 
 import numpy as np
 
-WIDTHS = (2, 4, 8)
+PERIOD = 32  # values, after which they begin with a word again
 
 
 def pack_rows(codes: np.ndarray, bits: int) -> np.ndarray:
     """int8 ``(rows, columns)`` to int32 ``(rows, ceil(columns * bits / 32))``."""
-    per_word = 32 // bits
     rows, columns = codes.shape
-    words = -(-columns // per_word)
-    unsigned = np.zeros((rows, words * per_word), np.uint32)
-    unsigned[:, :columns] = (codes.astype(np.int32) + (1 << (bits - 1))).astype(np.uint32)
-    lanes = unsigned.reshape(rows, words, per_word)
-    packed = np.zeros((rows, words), np.uint32)
-    for lane in range(per_word):
-        packed |= lanes[:, :, lane] << np.uint32(lane * bits)
-    return packed.view(np.int32)
+    periods = -(-columns // PERIOD)
+    unsigned = np.zeros((rows, periods * PERIOD), np.uint32)
+    unsigned[:, :columns] = codes.astype(np.int32) + (1 << (bits - 1))
+    lanes = unsigned.reshape(rows, periods, PERIOD)
+    words = np.zeros((rows, periods, bits), np.uint32)
+    for lane in range(PERIOD):
+        word, shift = divmod(lane * bits, 32)
+        words[:, :, word] |= lanes[:, :, lane] << np.uint32(shift)
+        if shift + bits > 32:
+            words[:, :, word + 1] |= lanes[:, :, lane] >> np.uint32(32 - shift)
+    packed = words.reshape(rows, -1)[:, : -(-columns * bits // 32)]
+    return np.ascontiguousarray(packed).view(np.int32)
 
 
 def unpack_rows(packed: np.ndarray, bits: int, columns: int) -> np.ndarray:
     """The inverse of ``pack_rows``."""
-    per_word = 32 // bits
-    shifts = (np.arange(per_word, dtype=np.uint32) * np.uint32(bits))[None, None, :]
-    lanes = (packed.view(np.uint32)[:, :, None] >> shifts) & np.uint32((1 << bits) - 1)
-    codes = lanes.reshape(packed.shape[0], -1)[:, :columns].astype(np.int32) - (1 << (bits - 1))
-    return codes.astype(np.int8)
+    rows = len(packed)
+    periods = -(-columns // PERIOD)
+    padded = np.zeros((rows, periods * bits), np.uint32)
+    padded[:, : packed.shape[1]] = packed.view(np.uint32)
+    words = padded.reshape(rows, periods, bits)
+    lanes = np.empty((rows, periods, PERIOD), np.int32)
+    for lane in range(PERIOD):
+        word, shift = divmod(lane * bits, 32)
+        value = words[:, :, word] >> np.uint32(shift)
+        if shift + bits > 32:
+            value |= words[:, :, word + 1] << np.uint32(32 - shift)
+        lanes[:, :, lane] = value & np.uint32((1 << bits) - 1)
+    return (lanes.reshape(rows, -1)[:, :columns] - (1 << (bits - 1))).astype(np.int8)

@@ -7,7 +7,7 @@ import numpy as np
 
 from gs_compressed_tensors import caches
 from gs_compressed_tensors.config import INTEGER, METHOD, PACKED, is_expert, layout, online_of, scheme_of, to_config
-from gs_compressed_tensors.packing import WIDTHS, pack_rows, unpack_rows
+from gs_compressed_tensors.packing import pack_rows, unpack_rows
 from gs_core import (
     Array,
     CacheInfo,
@@ -45,8 +45,6 @@ class CompressedTensors(CheckpointFormat):
         if weights.granularity not in ("tensor", "channel", "group"):
             return f"compressed_tensors here holds scales per tensor, channel or group, not per {weights.granularity}"
         if inputs is None:
-            if weights.bits not in WIDTHS:
-                return f"int{weights.bits} words differ between versions of compressed-tensors; use int2, int4 or int8"
             if weights.granularity == "tensor":
                 return "pack-quantized weights need scales per channel or group, not per tensor"
             return None

@@ -4,7 +4,7 @@ Layout: exports of msModelSlim 26.1, and the loaders of vllm-ascend 0.23. There 
 ``quant_bias``, since the static product adds no other.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,17 @@ from gs_core import (
     CacheNumbers,
     Finished,
     LayerInfo,
+    LinearMap,
     QuantizationArgs,
     QuantizationScheme,
     QuantizedTensor,
     StaticInput,
+    hookimpl,
 )
 from gs_core.arrays import RawTensor, astype, dtype_name, from_raw, to_numpy, to_raw
 from gs_core.errors import CheckpointError
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor
-from gs_golden_stick import caches
+from gs_golden_stick import caches, flatquant
 from gs_golden_stick.described import Described
 from gs_golden_stick.labels import DESCRIPTIONS, label
 from gs_golden_stick.parameters import deq_scale, float_bits, from_float_bits, input_offset, quant_bias, weight_offset
@@ -32,7 +34,8 @@ from gs_golden_stick.parameters import deq_scale, float_bits, from_float_bits, i
 class Ascend(Described):
     """``weight`` with ``weight_scale`` and ``weight_offset`` of ``(out, 1)``, or for static activations with
     ``deq_scale``, ``quant_bias`` and one ``input_scale`` and ``input_offset``. Scales are float32, of values that
-    the model's dtype holds: loaders round them to it."""
+    the model's dtype holds: loaders round them to it. A layer whose input goes through a Kronecker pair has
+    that beside them (``gs_golden_stick.flatquant``)."""
 
     quant_method = "ascend"
     labels = ("W8A16", "W8A8", "W8A8_DYNAMIC", "W4A4_DYNAMIC")
@@ -41,6 +44,7 @@ class Ascend(Described):
     index = "quant_model_weights.safetensors.index.json"
     framework = "pt"
     packs_int4 = False
+    holds_online = frozenset({"kronecker", "clipped"})
 
     def unsupported(self, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:
         why = super().unsupported(layer, scheme)
@@ -50,6 +54,20 @@ class Ascend(Described):
             if not scheme.weights.symmetric:  # vLLM-Ascend adds the offset that it should subtract
                 return "vLLM-Ascend computes W8A16 right for symmetric weights alone"
         return why
+
+    def unsupported_online(self, kind: str, scheme: QuantizationScheme) -> str | None:
+        if kind in self.holds_online and label(scheme) != "W4A4_DYNAMIC":
+            return f"vLLM-Ascend maps the activations of a W4A4_DYNAMIC layer alone, not of {label(scheme)}"
+        return super().unsupported_online(kind, scheme)
+
+    def unsupported_map(self, map: LinearMap, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:
+        return self.unsupported_online(map.kind, scheme) or flatquant.unsupported(map, layer)
+
+    @hookimpl
+    def pack(
+        self, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str, online: LinearMap | None
+    ) -> Mapping[str, Array]:
+        return self.parameters(tensor, inputs, layout) | ({} if online is None else flatquant.pack(online))
 
     def parameters(
         self, tensor: QuantizedTensor, inputs: StaticInput | None, label: str, divisor: Array | None = None
@@ -97,6 +115,7 @@ class Ascend(Described):
 
     def describe(self, final: Finished) -> dict[str, Any]:
         described = super().describe(final)
+        described |= {t: flatquant.LABEL for t in described if t.rpartition(".")[0] in final.online}
         about = {
             "version": "1.0.0",
             "model_quant_type": max(set(described.values()) - {caches.LABEL}, key=_RANKS.index),
@@ -109,7 +128,7 @@ class Ascend(Described):
         return described | about
 
 
-_RANKS = ("FLOAT", "W8A16", "W8A8_DYNAMIC", "W8A8", "W4A4_DYNAMIC")
+_RANKS = ("FLOAT", "W8A16", "W8A8_DYNAMIC", "W8A8", flatquant.LABEL, "W4A4_DYNAMIC")
 """Of the types in a model, the last of these is what msModelSlim calls the model's."""
 
 

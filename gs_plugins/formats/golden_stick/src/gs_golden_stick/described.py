@@ -102,8 +102,13 @@ class Described(CheckpointFormat):
 
     @hookimpl
     def pack(
-        self, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str, online: LinearMap | None
-    ) -> Mapping[str, Array]:
+        self,
+        tensor: QuantizedTensor,
+        inputs: StaticInput | None,
+        layout: str,
+        online: LinearMap | None,
+        layer: LayerInfo,
+    ) -> dict[str, Array]:
         return self.parameters(tensor, inputs, layout, None if online is None else online.scale)
 
     @abstractmethod

@@ -11,7 +11,18 @@ from typing import Literal
 
 import numpy as np
 
-from gs_core import Array, CacheInfo, CacheNumbers, QuantizationArgs, QuantizationScheme, QuantizedTensor, StaticInput
+from gs_core import (
+    Array,
+    CacheInfo,
+    CacheNumbers,
+    LayerInfo,
+    LinearMap,
+    QuantizationArgs,
+    QuantizationScheme,
+    QuantizedTensor,
+    StaticInput,
+    hookimpl,
+)
 from gs_core.arrays import astype, dtype_name, to_numpy
 from gs_core.storage import Tensor, write_ckpt
 from gs_golden_stick import caches, int4
@@ -46,6 +57,21 @@ class GoldenStickNetwork(Described):
 
     def __init__(self, suppression: Suppression | None = None):
         self.suppression = suppression
+
+    @hookimpl
+    def pack(
+        self,
+        tensor: QuantizedTensor,
+        inputs: StaticInput | None,
+        layout: str,
+        online: LinearMap | None,
+        layer: LayerInfo,
+    ) -> dict[str, Array]:
+        """int8 weights lie as the network's own cell kept them; int4 ones are ``(in, out / 2)`` in every cell."""
+        arrays = super().pack(tensor, inputs, layout, online, layer)
+        if layer.transposed and tensor.args.bits == 8:
+            arrays["_layer.weight"] = np.ascontiguousarray(to_numpy(arrays["_layer.weight"]).T)
+        return arrays
 
     def parameters(
         self, tensor: QuantizedTensor, inputs: StaticInput | None, label: str, divisor: Array | None = None

@@ -11,13 +11,14 @@ from gs_core import CheckpointError, LinearMap, QuantizationScheme, QuantizedTen
 from gs_core.arrays import PACKED_INT4, RawTensor, from_raw, to_raw
 from gs_core.interfaces import LayerNumbers
 from gs_core.storage import Checkpoint, DerivedTensor, StoredTensor
-from gs_golden_stick import caches, int4
+from gs_golden_stick import caches, flatquant, int4
 from gs_golden_stick.labels import DESCRIPTIONS, FLOAT
 from gs_golden_stick.parameters import from_float_bits
 from gs_schemas import SchemaError, named, validate
 
 _FOLDER = (
     "weight", "weight_scale", "weight_offset", "smooth_scale", "deq_scale", "quant_bias", "input_scale", "input_offset",
+    *flatquant.PARTS,
 )  # fmt: skip
 _NETWORK = {
     "_layer.weight": "weight",
@@ -33,7 +34,7 @@ _NETWORK = {
 """Names inside a network, and what folders call the same."""
 _READABLE = {
     DESCRIPTIONS[0]: ("W8A16", "W4A16", "W8A8", "W8A8_DYNAMIC", "W4A8_DYNAMIC"),
-    DESCRIPTIONS[1]: ("W8A16", "W8A8", "W8A8_DYNAMIC", "W4A4_DYNAMIC"),
+    DESCRIPTIONS[1]: ("W8A16", "W8A8", "W8A8_DYNAMIC", "W4A4_DYNAMIC", flatquant.LABEL),
 }
 
 
@@ -88,7 +89,9 @@ class _Layer:
     """A quantized layer of a checkpoint. Raises ``CheckpointError`` when its tensors do not fit together.
 
     shape: ``(out, in)``. inputs: a scale and an offset for the whole input, or for each of its features where the
-    layer smooths it too. scale, zero_point: float32 and int8 ``(out, groups)``.
+    layer smooths it too. scale, zero_point: float32 and int8 ``(out, groups)``. transposed: a cell of a network keeps
+    int8 codes ``(in, out)``, as it kept the weight; nothing but the number of scales tells, so that a square weight is
+    taken for ``(out, in)``.
     """
 
     def __init__(
@@ -110,7 +113,8 @@ class _Layer:
         # By its type, not its dtype: a copy that lost MindSpore's metadata has packed bytes as int8.
         self.packed = self.bits == 4 and file == DESCRIPTIONS[0]
         rows, columns = stored.shape
-        self.shape = (columns * 2, rows) if self.packed else (rows, columns)
+        self.transposed = self._lies_transposed(stored)
+        self.shape = (columns * 2, rows) if self.packed else (columns, rows) if self.transposed else (rows, columns)
         self.inputs = self._inputs() if self.label == "W8A8" else None
         self.grouped = self.packed and len(self._stored("weight_scale").shape) == 2
         self.scale = self._scale()
@@ -119,7 +123,15 @@ class _Layer:
         online = None
         if self.smooth is not None and self.label.endswith("_DYNAMIC"):  # the scales of tokens are those of products
             online, self.smooth = LinearMap(scale=1 / self.smooth), None
+        if self.label == flatquant.LABEL:
+            online = self._pair()
         self.numbers = LayerNumbers(self._scheme(), self.inputs, online)
+
+    def _lies_transposed(self, stored: StoredTensor | DerivedTensor) -> bool:
+        if self.packed or not stored.name.endswith("._layer.weight"):
+            return False
+        scales = self._stored("deq_scale" if "deq_scale" in self.parts else "weight_scale").shape[0]
+        return stored.shape[1] == scales != stored.shape[0]
 
     def _inferred(self, dtype: str) -> str:
         if "deq_scale" in self.parts:
@@ -185,6 +197,18 @@ class _Layer:
             raise CheckpointError(f"{self.parts['smooth_scale']} holds numbers that are no scales")
         return found if (found != 1).any() else None
 
+    def _pair(self) -> LinearMap:
+        left, right = (self._array(part, (n, n)) for part in flatquant.PARTS[:2] for n in self._stored(part).shape[:1])
+        if not left.size or not right.size or self.shape[1] % (len(left) * len(right)):
+            raise CheckpointError(
+                f"{self.parts['left_trans']} and {self.parts['right_trans']} have {len(left)} and {len(right)} rows, "
+                f"a layer of {list(self.shape)} needs two numbers whose product divides {self.shape[1]}"
+            )
+        ratio = self._array("clip_ratio", (1,))
+        if not (ratio > 0).all():
+            raise CheckpointError(f"{self.parts['clip_ratio']} holds {float(ratio[0])}, which is no part of a range")
+        return flatquant.unpack(left, right, ratio)
+
     def _scheme(self) -> QuantizationScheme:
         weights = {
             "format": f"int{self.bits}",
@@ -207,7 +231,7 @@ class _Layer:
         args = self.numbers.scheme.weights
         assert args is not None
         codes = from_raw(self._stored("weight").read())
-        codes = int4.unpack(codes) if self.packed else codes
+        codes = int4.unpack(codes) if self.packed else codes.T if self.transposed else codes
         values = numerics.dequantize(QuantizedTensor(codes, self.scale, self.zero_point, args))
         if self.smooth is not None:
             values = values * self.smooth
