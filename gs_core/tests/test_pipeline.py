@@ -12,6 +12,7 @@ from gs_core import (
     CheckpointError,
     Fold,
     LinearMap,
+    Needs,
     PluginError,
     SiteTransform,
     calibration,
@@ -140,6 +141,38 @@ def test_each_block_runs_once_to_observe_and_once_to_propagate(run, calls):
     run(scheme="W8A8_STATIC", progress=lambda stage, block, blocks: stages.append(stage))
     assert calls == [0] * 8 + [1] * 8 + [2] * 4, "the last block has nobody to propagate to"
     assert stages[:7] == ["load", "observe", "quantize", "pack", "propagate", "export", "load"]
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize(
+    ("scheme", "runs"), [("W8A8", [0] * 4 + [1] * 4 + [2] * 4), ("W8A8_STATIC", [0] * 8 + [1] * 8 + [2] * 4)]
+)
+def test_where_the_float_model_is_enough_each_block_runs_once(run, site, calls, monkeypatch, scheme, runs):
+    """Static scales are for what arrives in the quantized model."""
+    site("counting", algorithm=f"count = {__name__}:Counting")
+    monkeypatch.setattr(Counting, "seen", [], raising=False)
+    monkeypatch.setattr(Counting, "needs", lambda self, scheme: Needs(data=True, float_only=True))
+    run(scheme=scheme, algorithms=["count"])
+    assert calls == runs
+    assert set(Counting.seen) == {8 * 24}
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_a_run_to_observe_ends_when_every_site_was_heard(run, site, monkeypatch):
+    site("counting", algorithm=f"count = {__name__}:Counting")
+    monkeypatch.setattr(Counting, "seen", [], raising=False)
+    ended, whole = [], ToyBlock.run
+
+    def noted(block, *arguments):
+        answer = whole(block, *arguments)
+        ended.append(block.index)
+        return answer
+
+    monkeypatch.setattr(ToyBlock, "run", noted)
+    run(scheme="W8A8", algorithms=["count"])
+    assert ended.count(2) == 1, "the first batch tells that each site is come to once"
+    assert ended.count(1) == 1 + 4, "propagated whole"
+    assert set(Counting.seen) == {8 * 24}
 
 
 def test_only_the_activations_that_are_still_needed_are_kept(run, out):

@@ -23,9 +23,13 @@ def forward(shape: Shape) -> int:
     return attention + sum(2 * tokens * n * rows for n, rows in sites(shape))
 
 
-def calibration(shape: Shape, propagated: bool) -> int:
-    """Every block runs once observed; ``propagated``: all but the last once more, to make the next one's inputs."""
-    return forward(shape) * (2 * shape.layers - 1 if propagated else shape.layers)
+def calibration(shape: Shape, again: bool) -> int:
+    """Every block runs once observed, up to its last product, which only the next block's inputs need; these come of
+    the same run, or of one ``again``, quantized."""
+    n, rows = sites(shape)[-1]
+    last = 2 * shape.samples * shape.seq_len * n * rows
+    observed = shape.layers * (forward(shape) - last)
+    return observed + (shape.layers - 1) * (forward(shape) if again else last)
 
 
 def hessians(shape: Shape) -> int:
@@ -43,18 +47,24 @@ def feedback(shape: Shape) -> int:
     return shape.layers * sum(rows * n * n for n, rows in sites(shape))
 
 
+def sweep(shape: Shape) -> int:
+    """Each feature of each row receives the errors of all others."""
+    return 2 * feedback(shape)
+
+
 def necessary(recipe: str, shape: Shape) -> dict[str, int]:
     """By name; what is linear in the weights (rounding, searching scales) is not counted."""
+    runs = {FORWARD: calibration(shape, again="gptq" in recipe)}
     if "gptq" in recipe:
-        return {
-            FORWARD: calibration(shape, propagated=True),
+        return runs | {
             "Hessians": hessians(shape),
             "factorisations": factorisations(shape),
             "feedback": feedback(shape),
+            "sweep": sweep(shape),
         }
     if "awq" in recipe:
-        return {FORWARD: calibration(shape, propagated=True), "second moments": hessians(shape)}
-    return {FORWARD: calibration(shape, propagated=False)}
+        return runs | {"second moments": hessians(shape), "clipping": sweep(shape)}
+    return runs
 
 
 def seconds(parts: dict[str, int], rates: dict[str, float]) -> dict[str, float]:

@@ -451,11 +451,14 @@ class Needs:
 
     data: the model has to run on calibration data. gradient: blocks that can be differentiated.
     float_stream: what reaches a block, and leaves it, when nothing was quantized; a second set of activations on disk.
+    float_only: all that it is shown may be what the float model computes; where that is enough for the whole plan, a
+        block runs once over the data, not twice.
     """
 
     data: bool = False
     gradient: bool = False
     float_stream: bool = False
+    float_only: bool = False
 
 
 @dataclass(frozen=True)

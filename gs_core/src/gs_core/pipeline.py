@@ -155,14 +155,14 @@ class _Line:
             for name in blind:  # nothing need be seen for these, and what is seen after them is right at once
                 self._smooth(name, block, quantizing, watch)
             self._stage("observe")
-            watch.run()
+            watch.run(self._after() if self.plan.float_only and self._has_next else None)
             for name in smoothing[len(blind) :]:
                 self._smooth(name, block, quantizing, watch)
         static = {name: site.static_input() for name, site in watch.sites.items()}
         caches = watch.static_caches()
         self._quantize(block, quantizing, watch, static)
         self._pack_caches(watch, caches)
-        if self.batches and self.index + 1 < len(self.plan.model.blocks):
+        if self.batches and self._has_next and not self.plan.float_only:
             self._stage("propagate")
             self._propagate(block, watch.as_seen())
         self.outcome.packed += block.rest({layer.name for layer in quantizing})
@@ -290,8 +290,15 @@ class _Line:
             | ({} if online is None else {"online": online.describe()})
         )
 
+    @property
+    def _has_next(self) -> bool:
+        return self.index + 1 < len(self.plan.model.blocks)
+
+    def _after(self, stream: str = "") -> Activations:
+        return Activations(self.journal, self.index, stream)
+
     def _propagate(self, block: Block, on_site: OnSite | None, stream: str = "") -> None:
-        after = Activations(self.journal, self.index, stream)
+        after = self._after(stream)
         with block.computing(self.exact):
             for number, (tokens, previous) in enumerate(self._data(stream)):
                 after.write(number, block.run(tokens, previous, on_site))

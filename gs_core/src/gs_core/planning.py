@@ -86,6 +86,13 @@ class Plan:
         """Whether the activations of the float model are kept beside those of the quantized one."""
         return any(needs.float_stream for _, needs in self._needs())
 
+    @property
+    def float_only(self) -> bool:
+        """Whether what a float block hands on is all that the next one is calibrated on. Static scales are for what
+        arrives in the quantized model."""
+        static = any(static_inputs(row.scheme) for row in self.rows) or bool(self.caches)
+        return not static and all(needs.float_only for _, needs in self._needs() if needs.data)
+
     def _needs(self) -> set[tuple[str, Needs]]:
         return {(n, self.algorithms[n].needs(row.scheme)) for row in self.rows if row.scheme for n in row.algorithms}
 

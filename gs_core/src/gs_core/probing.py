@@ -8,8 +8,9 @@ head, are found by mixing them. No name of a layer plays a part.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from gs_core.linear_map import LinearMap
 
 SAMPLES, TOKENS = 2, 16
 TOLERANCE = 1e-4
+DIGIT = 4
+"""Bits of a channel's number that one run tells: powers of two up to 2**15 pass through floating point exactly."""
 
 
 @dataclass
@@ -36,12 +39,12 @@ class Prober(ABC):
 
     def __init__(self, batch: Batch):
         self._random = np.random.default_rng(0)
-        self.batch = cut(batch)
-        try:
-            self.base = self.run()
-        except CalibrationError:  # some models do not take sequences as short as the cut
-            self.batch = batch
-            self.base = self.run()
+
+        def run(few: Batch) -> Seen:
+            self.batch = few
+            return self.run()
+
+        self.base = on_few(run, batch, SAMPLES, TOKENS)[0]
 
     @abstractmethod
     def run(
@@ -70,10 +73,23 @@ class Prober(ABC):
         return close(seen.hidden, self.base.hidden)
 
 
-def cut(batch: Batch) -> Batch:
+Answer = TypeVar("Answer")
+
+
+def on_few(run: Callable[[Batch], Answer], batch: Batch, samples: int, tokens: int) -> tuple[Answer, Batch]:
+    """What ``run`` makes of the first tokens of a batch, or of all where the model does not take sequences so short;
+    and which those were."""
+    few = cut(batch, samples, tokens)
+    try:
+        return run(few), few
+    except CalibrationError:
+        return run(batch), batch
+
+
+def cut(batch: Batch, samples: int, count: int) -> Batch:
     """The first tokens of the first samples, where it can be told which axes of what came before those are."""
     tokens, previous = batch
-    few = tokens[:SAMPLES, :TOKENS]
+    few = tokens[:samples, :count]
     if previous is None:
         return few, None
     found = {}
@@ -82,9 +98,9 @@ def cut(batch: Batch) -> Batch:
         if name == "length":
             found[name] = raw
         elif axes == tokens.shape:
-            found[name] = _part(raw, SAMPLES, TOKENS)
+            found[name] = _part(raw, samples, count)
         elif axes == tokens.shape[::-1]:
-            found[name] = _part(raw, TOKENS, SAMPLES)
+            found[name] = _part(raw, count, samples)
         else:
             return batch
     return few, found
@@ -148,6 +164,8 @@ def _reached_by_layer(
         base = prober.base.at.get(site)
         if site == own_site or base is None or not _same_shape(x, base) or x.shape[-1] % channels:
             continue
+        if _columns_close(x, base).all():  # it lies before the layer, or beside it
+            continue
         if x.shape[-1] == channels and close(x, base * scale):
             index = None
         else:
@@ -184,22 +202,22 @@ def _in_groups(index: np.ndarray, size: int) -> bool:
 
 
 def _index(prober: Prober, name: str, channels: int, site: str, base: Array) -> np.ndarray | None:
-    """Read each site channel's producer channel bit by bit: double the channels whose number has that bit."""
-    number = np.arange(channels)
+    """Read each site channel's producer channel digit by digit: multiply each channel by two to the power of a digit
+    of its number."""
+    number, maxima = np.arange(channels), _column_maxima(base)
+    if (maxima == 0).any():  # nothing can be told of a channel that is zero on these tokens
+        return None
     index = np.zeros(base.shape[-1], np.int64)
-    for bit in range(max(1, (channels - 1).bit_length())):
-        scale = prober.asarray(1 + ((number >> bit) & 1).astype(np.float32))
+    for shift in range(0, max(1, (channels - 1).bit_length()), DIGIT):
+        scale = prober.asarray((2.0 ** ((number >> shift) % 2**DIGIT)).astype(np.float32))
         seen = prober.run((name, times(scale), channels)).at.get(site)
         if seen is None or not _same_shape(seen, base):
             return None
-        doubled = _columns_close(seen, 2 * base)
-        if not (doubled | _columns_close(seen, base)).all():
+        digit = np.rint(np.log2(np.maximum(_column_maxima(seen) / maxima, 1)))
+        if not _columns_close(seen, base * prober.asarray((2.0**digit).astype(np.float32))).all():
             return None
-        index |= doubled.astype(np.int64) << bit
-    # A channel that is zero on these tokens looks both doubled and not: nothing is known about it.
-    if (_column_maxima(base) == 0).any() or int(index.max()) >= channels:
-        return None
-    return index
+        index |= digit.astype(np.int64) << shift
+    return index if int(index.max()) < channels else None
 
 
 def pattern(name: str) -> str:

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 
 from gs_core.interfaces import Batch, Block, Transform
+from gs_core.probing import on_few
 from gs_core.watching import channel_error
 
 PROOF_TOLERANCE = 1e-3
 """A transform is kept when the channels of the block's output change by less than this on average, in float32."""
+SAMPLES, TOKENS = 2, 64
+"""To prove it on: a channel that computes something else does so for every token."""
 
 
 def apply_proved(
@@ -18,7 +21,7 @@ def apply_proved(
     """
     if not transforms:
         return [], []
-    before = block.run(*batch)["hidden"]
+    before, batch = on_few(lambda few: block.run(*few)["hidden"], batch, SAMPLES, TOKENS)
 
     def attempt(chosen: Sequence[Transform]) -> tuple[list[Transform], str | None]:
         applied, undos = [], []

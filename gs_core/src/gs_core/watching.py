@@ -19,11 +19,17 @@ from gs_core.interfaces import (
     StaticInput,
     Transform,
 )
+from gs_core.journal import Activations
 from gs_core.linear_map import LinearMap
 from gs_core.observers import Limits, Sample, limits_of, static_input
 from gs_core.planning import CacheRow, Row, static_inputs
 from gs_core.stages import Stages, implements
 from gs_schemas import QuantizationArgs, QuantizationScheme
+
+
+class Heard(Exception):
+    """Thrown out of a block's run when every site has been heard: what it would compute after that is not needed. Only
+    where the first batch came to each site exactly once, so that nothing arrives at one a second time."""
 
 
 @dataclass
@@ -66,12 +72,12 @@ class Watch:
     """Whether the block has to multiply in float32."""
     sites: dict[str, SiteWatch] = field(default_factory=dict)
 
-    def run(self) -> None:
-        """Listen everywhere, for one pass."""
+    def run(self, after: Activations | None = None) -> None:
+        """Listen everywhere, for one pass; keep what the block returns in ``after``."""
         self.sites = {
             site.name: watch for site in self.block.sites.values() if (watch := self._listeners(site)) is not None
         }
-        self._pass(self.sites)
+        self._pass(self.sites, after)
 
     def _listeners(self, site: Site) -> SiteWatch | None:
         if site.name in self.caches:
@@ -102,9 +108,11 @@ class Watch:
         listening = {} if accumulator is None else {row.algorithm: accumulator}
         return SiteWatch(site, row.scheme, listening, Sample(len(self.batches)), None, site.dtype)
 
-    def _pass(self, sites: Mapping[str, SiteWatch]) -> None:
+    def _pass(self, sites: Mapping[str, SiteWatch], after: Activations | None = None) -> None:
         paired = {name for name, watch in sites.items() if any(a.paired for a in watch.accumulators())}
         beside: dict[str, list[Array]] = {}
+        heard: list[str] = []
+        each_once = False
 
         def remember(name: str, x: Array) -> None:
             if name in paired:
@@ -127,13 +135,23 @@ class Watch:
                     accumulator.update_pair(x, unquantized)
                 else:
                     accumulator.update(x)
+            heard.append(name)
+            if each_once and after is None and len(set(heard)) == len(sites):
+                raise Heard
 
         with self.block.computing(self.exact):
             for number, batch in enumerate(self.batches):
                 beside.clear()
+                heard.clear()
                 if paired and self.floats:
                     self.block.run(*self.floats[number], remember)
-                self.block.run(*batch, listen)
+                try:
+                    returned = self.block.run(*batch, listen)
+                except Heard:
+                    continue
+                if after is not None:
+                    after.write(number, returned)
+                each_once = sorted(heard) == sorted(sites)
 
     def observed(self, algorithm: str) -> dict[str, Any]:
         """What one algorithm's own accumulators found, by site; sites that no token reached are missing."""

@@ -40,6 +40,7 @@ _HADAMARD = {"hadamard": {"r4": True}}
 _FLATQUANT = {"flatquant": {"epochs": 5, "lac": True}}
 # The field has a name of its own for GPTQ with this option.
 _GPTAQ = {"gptq": {"asymmetric": True}}
+# One scale for a whole activation leaves less room than one for each token: each site finds its own balance.
 _SMOOTH = {"smoothquant": {"alpha": "auto"}}
 _MIXED = {"mixed_precision": {"bits": 5, "candidates": ["W4A16", "W8A16"]}}
 _ALGORITHMS: dict[str, tuple[list[str | dict[str, Any]], ...]] = {
@@ -55,7 +56,7 @@ _ALGORITHMS: dict[str, tuple[list[str | dict[str, Any]], ...]] = {
     ),
     "W4A16_ASYM": (["rtn"], ["gptq"], ["awq"], ["autoround"]),
     "W8A16": (["rtn"], ["gptq"]),
-    "W8A8": (["rtn"], ["gptq"], [_SMOOTH, "rtn"], [_SMOOTH, "gptq"], ["osp", "rtn"]),
+    "W8A8": (["rtn"], ["gptq"], ["smoothquant", "rtn"], ["smoothquant", "gptq"], ["osp", "rtn"]),
     "W8A8_STATIC": (["rtn"], ["gptq"], [_SMOOTH, "rtn"], [_SMOOTH, "gptq"], ["osp", "rtn"]),
     "W4A4": (["rtn"], [_HADAMARD, "rtn"], [_HADAMARD, "gptq"]),
     "W4A4_CHANNEL": ([_FLATQUANT], [_FLATQUANT, "gptq"]),
@@ -65,8 +66,8 @@ _ALGORITHMS: dict[str, tuple[list[str | dict[str, Any]], ...]] = {
     "W4A16_KV_FP8": (["gptq", "kv_cache"],),
     "W8A16_KV8": (["rtn", "kv_cache"],),
     "W8A16_KV_FP8": (["rtn", "kv_cache"],),
-    "W8A8_KV8": ([_SMOOTH, "rtn", "kv_cache"],),
-    "W8A8_KV_FP8": ([_SMOOTH, "rtn", "kv_cache"],),
+    "W8A8_KV8": (["smoothquant", "rtn", "kv_cache"],),
+    "W8A8_KV_FP8": (["smoothquant", "rtn", "kv_cache"],),
 }
 # What flatquant leaves to be computed, and scales per channel, are for Ascend's engines.
 _FORMATS = {"W4A4_CHANNEL": "ascend"}

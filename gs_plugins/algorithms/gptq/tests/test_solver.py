@@ -111,3 +111,11 @@ def test_without_correlation_it_is_rounding_to_nearest(problem):
     scale, zero_point = fitted(weight, args)
     codes = solved(weight, np.eye(FEATURES, dtype=np.float32), Grid(scale, zero_point, args), 16)
     np.testing.assert_array_equal(codes, numerics.quantize_with(weight, scale, zero_point, args).codes)
+
+
+def test_features_lie_row_by_row_so_that_a_step_reads_neighbours():
+    torch = pytest.importorskip("torch")
+    for weight in (np.ones((3, 5), np.float32), torch.ones(3, 5)):
+        grid = Grid(weight, None, int4("channel"))
+        strides = grid.scale.stride() if isinstance(weight, torch.Tensor) else grid.scale.strides
+        assert strides[0] > strides[1]

@@ -8,7 +8,7 @@ the errors of the groups already chosen.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gs_awq.ranges import Ranges
+from gs_awq.ranges import Ends, Ranges
 from gs_core import Array, namespace, numerics
 from gs_core.arrays import device
 from gs_core.numerics import minmax
@@ -24,7 +24,8 @@ def clip(
     """Scales and zero points ``(rows, groups)`` of a weight ``(out, in)``, scales in the dtype they are stored in.
 
     moments: ``(in, in)``, see ``Moments``. ratios: parts of the range to choose from. sweeps: how often each group
-    is chosen; the first time of all ratios by the groups before it, then of its neighbours by all other groups.
+    is chosen; the first time of all ratios by the groups before it, then of its neighbours by all other groups, back
+    and forth: what the groups on one side add was found on the way here, so a sweep costs half of ``e M``.
     """
     xp = namespace(weight)
     together = height(weight.shape[0], ranges.args)
@@ -48,30 +49,34 @@ def _best(weight: Array, ranges: Ranges, moments: Array, ratios: Sequence[float]
     ranges = replace(ranges, args=alone)
     rows, together = weight.shape[0] // height(weight.shape[0], args), height(weight.shape[0], args)
     known = xp.asarray(ratios, dtype=weight.dtype, device=device(weight))
+
+    def wrong(part: Array, values: Array, ends: Ends, choice: Array) -> Array:
+        rounded = ranges.rounded(values, ends, xp.take(known, choice, axis=0)[:, None])
+        return numerics.join(rounded, part.shape, alone) - part
+
     best = xp.zeros((rows, weight.shape[1] // width), dtype=xp.int64, device=device(weight))
-    error = xp.zeros_like(weight)
+    error, behind = xp.zeros_like(weight), xp.zeros_like(weight)
     for sweep in range(sweeps):
-        for group in range(best.shape[1]):
+        forth = sweep % 2 == 0
+        for group in range(best.shape[1]) if forth else reversed(range(best.shape[1])):
             a, b = group * width, (group + 1) * width
             part = weight[:, a:b] + 0.0
             values, own = numerics.split(part, alone), moments[a:b, a:b]
             ends = minmax(values)
-            error[:, a:b] = 0.0
-            chosen = a if sweep == 0 else weight.shape[1]
-            others = 2.0 * (error[:, :chosen] @ moments[:chosen, a:b])
+            chosen = slice(0, a) if forth else slice(b, weight.shape[1])
+            others = error[:, chosen] @ moments[chosen, a:b]
+            both, behind[:, a:b] = 2.0 * (others + behind[:, a:b]), others
             least = xp.full((rows,), float("inf"), dtype=weight.dtype, device=device(weight))
             before = best[:, group] + 0
             for step in range(len(ratios)) if sweep == 0 else (-1, 0, 1):
                 tried = xp.clip(before + step, 0, len(ratios) - 1)  # all of them in the first sweep, where before is 0
-                ratio = xp.take(known, tried, axis=0)[:, None]
-                missed = numerics.join(ranges.rounded(values, ends, ratio), part.shape, alone) - part
-                cost = xp.sum((missed @ own + others) * missed, axis=1)
+                missed = wrong(part, values, ends, tried)
+                cost = xp.sum((missed @ own + both) * missed, axis=1)
                 cost = xp.sum(xp.reshape(cost, (-1, together)), axis=1)
                 better = cost < least
                 least = xp.where(better, cost, least)
                 best[:, group] = xp.where(better, tried, best[:, group])
-                each = xp.reshape(xp.broadcast_to(better[:, None], (rows, together)), (-1, 1))
-                error[:, a:b] = xp.where(each, missed, error[:, a:b])
+            error[:, a:b] = wrong(part, values, ends, best[:, group])
     return xp.reshape(xp.take(known, xp.reshape(best, (-1,)), axis=0), best.shape)
 
 

@@ -26,7 +26,8 @@ class Moments(Accumulator):
             self._total = xp.zeros((x.shape[1], x.shape[1]), dtype=x.dtype, device=device(x))
             self._magnitude = xp.zeros_like(x[0, :])
         for a, b in panels(x.shape[1]):
-            self._total[a:b, :b] += xp.permute_dims(x[:, a:b], (1, 0)) @ x[:, :b]
+            part = self._total[a:b, :b]  # by a name of its own: ``self._total[a:b, :b] +=`` would copy it onto itself
+            part += xp.permute_dims(x[:, a:b], (1, 0)) @ x[:, :b]
         self._magnitude += xp.sum(xp.abs(x), axis=0)
         self._tokens += x.shape[0]
 

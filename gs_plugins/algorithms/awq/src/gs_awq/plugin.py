@@ -9,7 +9,19 @@ from gs_awq.clipping import clip
 from gs_awq.moments import Moments
 from gs_awq.ranges import Ranges
 from gs_awq.scales import Target, search
-from gs_core import Accumulator, Algorithm, Block, ChannelScale, Layer, QuantizedTensor, Strict, hookimpl, numerics
+from gs_core import (
+    Accumulator,
+    Algorithm,
+    Block,
+    ChannelScale,
+    Layer,
+    Needs,
+    QuantizedTensor,
+    Strict,
+    hookimpl,
+    numerics,
+)
+from gs_schemas import QuantizationScheme
 
 COARSE = 4
 """The scale search looks at every fourth of the clip search's ratios."""
@@ -51,6 +63,9 @@ class AWQ(Algorithm):
     """
 
     Options = Options
+
+    def needs(self, scheme: QuantizationScheme) -> Needs:
+        return Needs(data=True, float_only=True)
 
     @hookimpl
     def observe(self) -> Accumulator:

@@ -10,6 +10,8 @@ SLICE = 512
 MOST_DAMPING = 1.0
 PANEL = 256
 """Features in a panel of the factorisation: small enough for the cache, large enough for its products."""
+NEAR = 16
+"""Features whose errors reach each other one by one; what is further off is reached by products."""
 
 
 class Hessian(Accumulator):
@@ -28,7 +30,8 @@ class Hessian(Accumulator):
         if self.total is None:
             self.total = xp.zeros((features, features), dtype=x.dtype, device=device(x))
         for a, b in panels(features, SLICE):
-            self.total[a:b, :b] += xp.permute_dims(x[:, a:b], (1, 0)) @ x[:, :b]
+            part = self.total[a:b, :b]  # by a name of its own: ``self.total[a:b, :b] +=`` would copy it onto itself
+            part += xp.permute_dims(x[:, a:b], (1, 0)) @ x[:, :b]
 
     def rescale(self, scale: Array) -> bool:
         for a, b in panels(scale.shape[0], SLICE):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from gs_core import Array, namespace
 from gs_core.arrays import astype, device
 from gs_gptq.grid import Grid
-from gs_gptq.hessian import Factors, panels
+from gs_gptq.hessian import NEAR, Factors, panels
 
 
 def refine(codes: Array, errors: Array, factors: Factors, groups: Sequence[int], grid: Grid, block_size: int) -> None:
@@ -40,14 +40,20 @@ def _block(
         change = _refit(steps, corner, gradient, grid, group)
         mine = mine - change * steps
         gradient = gradient - change * (corner @ steps)
-    moved = xp.zeros_like(gradient)
+    before, moved = steps * grid.scale[group, :], xp.zeros_like(gradient)
+    for start, stop in panels(len(block), NEAR):
+        for i in range(start, stop):
+            slope = gradient[i, :]
+            if i > start:
+                slope = slope + corner[i, start:i] @ moved[start:i, :]
+            found, after = grid.round(before[i, :] + slope / diagonal[i], group)
+            moved[i, :] = before[i, :] - after
+            codes[block[i], :] = astype(found, grid.code_dtype)
+        later = gradient[stop:, :]
+        later += corner[stop:, start:stop] @ moved[start:stop, :]
+    mine = mine + moved
     for i, feature in enumerate(block):
-        slope = gradient[i, :] + corner[i, :i] @ moved[:i, :]
-        before = steps[i, :] * grid.scale[group, :]
-        found, after = grid.round(before + slope / diagonal[i], group)
-        moved[i, :] = before - after
-        codes[feature, :] = astype(found, grid.code_dtype)
-        errors[feature, :] = mine[i, :] + moved[i, :]
+        errors[feature, :] = mine[i, :]
 
 
 def _refit(steps: Array, corner: Array, gradient: Array, grid: Grid, group: int) -> Array:

@@ -12,11 +12,9 @@ from collections.abc import Callable, Sequence
 from gs_core import Array, namespace
 from gs_core.arrays import astype, device
 from gs_gptq.grid import Grid, transposed
-from gs_gptq.hessian import Factors
+from gs_gptq.hessian import NEAR, Factors
 from gs_gptq.refine import refine
 
-NEAR = 16
-"""Features whose errors reach each other one by one."""
 Choose = Callable[[Array, int], tuple[Array, Array | None]]
 """Scale and zero point, ``(rows, 1)`` each, for a group's weights ``(rows, group_size)`` and its first feature."""
 
@@ -52,9 +50,8 @@ def solve(
         known = stop
         for i in reversed(range(start, stop)):
             if known - i > NEAR:  # of the block's own errors, too, those further back come by one product
-                fed[: i + 1 - start, :] += (
-                    xp.permute_dims(feedback[i + 1 : known, start : i + 1], (1, 0)) @ rest[i + 1 : known, :]
-                )
+                earlier = fed[: i + 1 - start, :]
+                earlier += xp.permute_dims(feedback[i + 1 : known, start : i + 1], (1, 0)) @ rest[i + 1 : known, :]
                 known = i + 1
             if choose is not None and (i + 1 == features or groups[i] != groups[i + 1]):
                 first = i + 1 - sum(1 for group in groups[: i + 1] if group == groups[i])

@@ -15,6 +15,7 @@ from gs_core import (
     Layer,
     LayerInfo,
     LinearMap,
+    Needs,
     Site,
     SiteTransform,
     Strict,
@@ -69,6 +70,9 @@ class SmoothQuant(Algorithm):
     """Smooths every site whose producer can absorb the scale, and the others where ``online``."""
 
     Options = Options
+
+    def needs(self, scheme: QuantizationScheme) -> Needs:
+        return Needs(data=True, float_only=True)
 
     def leaves_online(self, layer: LayerInfo, hidden: int) -> Mapping[str, str]:
         return {"scale": "set online: false"} if self.options.online else {}
