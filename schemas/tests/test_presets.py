@@ -10,6 +10,8 @@ from gs_schemas import RECIPES, SCHEMES, Recipe, SchemaError, recipe
 WEIGHTS = {
     "W4A16": (4, "group", 128, True, False),
     "W4A16_ASYM": (4, "group", 128, False, False),
+    "W3A16": (3, "group", 128, True, False),
+    "W2A16": (2, "group", 32, True, False),
     "W8A16": (8, "channel", None, True, False),
     "W8A8": (8, "channel", None, True, False),
     "W8A8_STATIC": (8, "channel", None, True, False),
@@ -53,6 +55,9 @@ def test_a_scheme_with_a_cache_is_the_one_without_and_a_cache_in_eight_bits(tail
     [
         ("w4a16-rtn", "W4A16", ["rtn"]),
         ("w4a16-gptq", "W4A16", ["gptq"]),
+        ("w4a16-hadamard-gptaq", "W4A16", ["hadamard", "gptq"]),
+        ("w3a16-gptq", "W3A16", ["gptq"]),
+        ("w2a16-gptaq", "W2A16", ["gptq"]),
         ("w4a16-asym-gptq", "W4A16_ASYM", ["gptq"]),
         ("w8a16-rtn", "W8A16", ["rtn"]),
         ("w8a8-rtn", "W8A8", ["rtn"]),
@@ -86,7 +91,5 @@ def test_every_preset_survives_yaml_and_json(name):
 def test_an_unknown_preset_gets_the_nearest_one():
     with pytest.raises(SchemaError) as caught:
         recipe("W4A16_GPTQ")
-    assert str(caught.value).startswith(
-        "recipe: no recipe named 'W4A16_GPTQ'; there are: kv-fp8, kv8, w4a16-asym-autoround, "
-    )
+    assert str(caught.value).startswith("recipe: no recipe named 'W4A16_GPTQ'; there are: kv-fp8, kv8, w2a16-gptaq, ")
     assert str(caught.value).endswith("Did you mean 'w4a16-gptq'?")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,11 @@ def parameters(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f"model.layers.{i}.{name}_layernorm.weight", (shape.hidden,)
     yield "model.norm.weight", (shape.hidden,)
     yield "lm_head.weight", (shape.vocabulary, shape.hidden)
+
+
+BUNDLED = Path(__file__).parents[1] / "data" / "tiny-llama"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+"""Peers ask for one, though tokens are given."""
 
 
 def random_tensor(seed: int, name: str, shape: tuple[int, ...]) -> DerivedTensor:
@@ -106,6 +112,8 @@ def main() -> None:
     given = parser.parse_args()
     shape = SHAPES[given.shape]
     total = write(shape, given.folder)
+    for name in TOKENIZER:
+        shutil.copyfile(BUNDLED / name, given.folder / name)
     np.save(given.tokens, np.random.default_rng(0).integers(shape.vocabulary, size=(shape.samples, shape.seq_len)))
     print(json.dumps({"bytes": total, "blocks": shape.layers, "samples": shape.samples, "seq_len": shape.seq_len}))
 

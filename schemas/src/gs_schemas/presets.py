@@ -7,6 +7,8 @@ from gs_schemas.recipe import Recipe
 from gs_schemas.scheme import QuantizationArgs, QuantizationScheme
 
 _INT4 = QuantizationArgs(format="int4", granularity="group", group_size=128)
+_INT3 = QuantizationArgs(format="int3", granularity="group", group_size=128)
+_INT2 = QuantizationArgs(format="int2", granularity="group", group_size=32)
 _INT4_CHANNEL = QuantizationArgs(format="int4", granularity="channel")
 _INT8 = QuantizationArgs(format="int8", granularity="channel")
 _INT8_TOKEN = QuantizationArgs(format="int8", granularity="token", dynamic=True)
@@ -16,6 +18,8 @@ _INT8_TENSOR = QuantizationArgs(format="int8", granularity="tensor", symmetric=T
 _LAYERS = (
     QuantizationScheme(name="W4A16", weights=_INT4),
     QuantizationScheme(name="W4A16_ASYM", weights=_INT4.model_copy(update={"symmetric": False})),
+    QuantizationScheme(name="W3A16", weights=_INT3),
+    QuantizationScheme(name="W2A16", weights=_INT2),
     QuantizationScheme(name="W8A16", weights=_INT8),
     QuantizationScheme(name="W8A8", weights=_INT8, inputs=_INT8_TOKEN),
     QuantizationScheme(name="W8A8_STATIC", weights=_INT8, inputs=_INT8_TENSOR),
@@ -40,6 +44,9 @@ _HADAMARD = {"hadamard": {"r4": True}}
 _FLATQUANT = {"flatquant": {"epochs": 5, "lac": True}}
 # The field has a name of its own for GPTQ with this option.
 _GPTAQ = {"gptq": {"asymmetric": True}}
+# The fewer the bits, the more there is to gain from looking again.
+_SWEEPS = {"gptq": {"sweeps": 4}}
+_GPTAQ_SWEEPS = {"gptq": {"sweeps": 4, "asymmetric": True}}
 # One scale for a whole activation leaves less room than one for each token: each site finds its own balance.
 _SMOOTH = {"smoothquant": {"alpha": "auto"}}
 _MIXED = {"mixed_precision": {"bits": 5, "candidates": ["W4A16", "W8A16"]}}
@@ -55,6 +62,8 @@ _ALGORITHMS: dict[str, tuple[list[str | dict[str, Any]], ...]] = {
         [_MIXED, "gptq"],
     ),
     "W4A16_ASYM": (["rtn"], ["gptq"], ["awq"], ["autoround"]),
+    "W3A16": ([_SWEEPS], [_GPTAQ_SWEEPS], ["hadamard", _GPTAQ_SWEEPS]),
+    "W2A16": ([_SWEEPS], [_GPTAQ_SWEEPS], ["hadamard", _GPTAQ_SWEEPS]),
     "W8A16": (["rtn"], ["gptq"]),
     "W8A8": (["rtn"], ["gptq"], ["smoothquant", "rtn"], ["smoothquant", "gptq"], ["osp", "rtn"]),
     "W8A8_STATIC": (["rtn"], ["gptq"], [_SMOOTH, "rtn"], [_SMOOTH, "gptq"], ["osp", "rtn"]),
@@ -75,7 +84,7 @@ _FORMATS = {"W4A4_CHANNEL": "ascend"}
 
 def _recipe_name(scheme: str, algorithms: list[str | dict[str, Any]]) -> str:
     # "w8a8-smoothquant" leaves the rounding to rtn unsaid, as the field does; who sees to the cache, the scheme says.
-    named = [["gptaq"] if algorithm == _GPTAQ else algorithm for algorithm in algorithms]
+    named = [["gptaq"] if algorithm in (_GPTAQ, _GPTAQ_SWEEPS) else algorithm for algorithm in algorithms]
     layers = [a for algorithm in named for a in ([algorithm] if isinstance(algorithm, str) else algorithm)]
     layers = [a for a in layers if a != "kv_cache"]
     tail = layers if len(layers) == 1 else [a for a in layers if a != "rtn"]
