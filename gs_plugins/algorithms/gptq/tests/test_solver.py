@@ -114,8 +114,5 @@ def test_without_correlation_it_is_rounding_to_nearest(problem):
 
 
 def test_features_lie_row_by_row_so_that_a_step_reads_neighbours():
-    torch = pytest.importorskip("torch")
-    for weight in (np.ones((3, 5), np.float32), torch.ones(3, 5)):
-        grid = Grid(weight, None, int4("channel"))
-        strides = grid.scale.stride() if isinstance(weight, torch.Tensor) else grid.scale.strides
-        assert strides[0] > strides[1]
+    scale = Grid(np.ones((3, 5), np.float32), None, int4("channel")).scale
+    assert scale.strides[0] > scale.strides[1]
