@@ -90,12 +90,13 @@ def windows(tokens: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
-def engine() -> Callable[..., Any]:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """``(script, *arguments, python=this one)``: what a script of ``lanes/`` prints on its last line, as data."""
 
     def run(script: str, *arguments: Any, python: Path | str = sys.executable) -> Any:
         command = [str(part) for part in (python, TESTS / "lanes" / script, *arguments)]
-        ran = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""})
+        cwd = tmp_path_factory.mktemp("cwd")  # MindFormers leaves logs where it is imported
+        ran = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | {"PYTHONPATH": ""})
         assert ran.returncode == 0, f"{' '.join(command)}\n{ran.stderr[-3000:]}"
         return json.loads(ran.stdout.splitlines()[-1])
 
