@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -38,9 +39,9 @@ class Run:
 def run(command: Sequence[str | Path], **variables: str) -> Run:
     """Run a script whose last line on stdout is a JSON object. Other output goes to stderr."""
     print("+", *(Path(part).name for part in command), file=sys.stderr, flush=True)
-    ran = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, env={**os.environ, **ONE_THREAD, **variables}
-    )
+    text, variables = [str(part) for part in command], {**os.environ, **ONE_THREAD, **variables}
+    with tempfile.TemporaryDirectory() as cwd:  # peers leave logs where they run
+        ran = subprocess.run(text, capture_output=True, text=True, cwd=cwd, env=variables)
     lines = ran.stdout.strip().splitlines()
     if ran.returncode == 0 and lines:
         return Run(json.loads(lines[-1]))
