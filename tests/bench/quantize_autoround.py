@@ -3,10 +3,9 @@
 Runs in the environment of tests/lanes/autoround.txt, with the same tokens, and its own defaults.
 """
 
-import argparse
 from pathlib import Path
 
-from resources import cpu_seconds, report
+from resources import asked, cpu_seconds, report
 
 RECIPES = {
     "w4a16-autoround-50": {"scheme": "W4A16", "iters": 50},
@@ -20,12 +19,7 @@ RECIPES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    parser.add_argument("recipe", choices=RECIPES)
-    for name in ("out", "tokens"):
-        parser.add_argument(name)
-    given = parser.parse_args()
+    given = asked(RECIPES)
 
     import numpy
     import torch

@@ -3,10 +3,9 @@
 Runs in the environment of tests/lanes/gptqmodel.txt, with the same tokens, and its own defaults.
 """
 
-import argparse
 import os
 
-from resources import cpu_seconds, report
+from resources import asked, cpu_seconds, report
 
 # It gives each task a worker, and fails before it begins on a machine of two processors.
 os.environ["GPTQMODEL_CPU_WORKERS"] = "2"
@@ -20,12 +19,7 @@ RECIPES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    parser.add_argument("recipe", choices=RECIPES)
-    for name in ("out", "tokens"):
-        parser.add_argument(name)
-    given = parser.parse_args()
+    given = asked(RECIPES)
 
     import numpy
     import torch

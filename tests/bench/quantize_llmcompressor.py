@@ -3,9 +3,7 @@
 Runs in the environment of tests/lanes/llmcompressor.txt, with the same tokens, and its own defaults.
 """
 
-import argparse
-
-from resources import cpu_seconds, report
+from resources import asked, cpu_seconds, report
 
 RECIPES = (
     "w4a16-gptq",
@@ -23,12 +21,7 @@ RECIPES = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    parser.add_argument("recipe", choices=RECIPES)
-    for name in ("out", "tokens"):
-        parser.add_argument(name)
-    given = parser.parse_args()
+    given = asked(RECIPES)
 
     import numpy
     import torch

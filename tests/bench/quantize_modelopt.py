@@ -3,20 +3,13 @@
 Runs in the environment of tests/lanes/modelopt.txt, with the same tokens, and its own defaults.
 """
 
-import argparse
-
-from resources import cpu_seconds, report
+from resources import asked, cpu_seconds, report
 
 RECIPES = ("w8a8-smoothquant",)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    parser.add_argument("recipe", choices=RECIPES)
-    for name in ("out", "tokens"):
-        parser.add_argument(name)
-    given = parser.parse_args()
+    given = asked(RECIPES)
 
     import modelopt.torch.quantization as mtq
     import numpy

@@ -3,17 +3,12 @@
 RECIPE is a preset or one of those in rows.py.
 """
 
-import argparse
-
-from resources import cpu_seconds, report
+from resources import asked, cpu_seconds, report
 from rows import SCHEMES_AND_ALGORITHMS
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    for name in ("model", "recipe", "out", "tokens"):
-        parser.add_argument(name)
-    given = parser.parse_args()
+    given = asked()
 
     import numpy
     import torch

@@ -4,13 +4,12 @@ Runs in the environment of tests/lanes/quark.txt, with the same tokens, and its 
 CPU it costs more than it saves.
 """
 
-import argparse
 import dataclasses
 import json
 import os
 from pathlib import Path
 
-from resources import cpu_seconds, report
+from resources import asked, cpu_seconds, report
 
 os.environ["QUARK_DISABLE_COMPILE"] = "1"
 
@@ -29,12 +28,7 @@ RECIPES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    parser.add_argument("recipe", choices=RECIPES)
-    for name in ("out", "tokens"):
-        parser.add_argument(name)
-    given = parser.parse_args()
+    given = asked(RECIPES)
 
     import numpy
     import torch

@@ -1,8 +1,20 @@
-"""What the running process has used so far; imports nothing but the standard library."""
+"""What the scripts that quantize share, whatever environment they run in: nothing but the standard library."""
 
+import argparse
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
+
+
+def asked(recipes: Collection[str] | None = None) -> argparse.Namespace:
+    """``MODEL RECIPE OUT TOKENS.npy``, the recipe one of those, where they are given."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("recipe", choices=recipes)
+    for name in ("out", "tokens"):
+        parser.add_argument(name)
+    return parser.parse_args()
 
 
 def cpu_seconds() -> float:

@@ -5,22 +5,11 @@ from typing import Any
 OURS = "ours"
 
 # Of ours: presets by their names, and what has none.
-GROUP_128 = {"granularity": "group", "group_size": 128}
-GROUP_32 = {"granularity": "group", "group_size": 32}
-W3A16: dict[str, Any] = {"weights": {"format": "int3", **GROUP_128}}
-W2A16: dict[str, Any] = {"weights": {"format": "int2", **GROUP_32}}
-SWEEPS = {"gptq": {"sweeps": 4}}
-GPTAQ = {"gptq": {"sweeps": 4, "asymmetric": True}}
+GPTAQ = {"gptq": {"sweeps": 4, "asymmetric": True, "damping": 0.05}}
 HADAMARD = {"hadamard": {"r4": True}}
 SCHEMES_AND_ALGORITHMS: dict[str, dict[str, Any]] = {
-    "w3a16-gptq": {"scheme": W3A16, "algorithms": [SWEEPS]},
-    "w3a16-gptaq": {"scheme": W3A16, "algorithms": [GPTAQ]},
-    "w3a16-hadamard-gptaq": {"scheme": W3A16, "algorithms": ["hadamard", GPTAQ]},
-    "w3a16-autoround": {"scheme": W3A16, "algorithms": ["autoround"]},
-    "w2a16-gptq": {"scheme": W2A16, "algorithms": [SWEEPS]},
-    "w2a16-gptaq": {"scheme": W2A16, "algorithms": [GPTAQ]},
-    "w2a16-hadamard-gptaq": {"scheme": W2A16, "algorithms": ["hadamard", GPTAQ]},
-    "w2a16-autoround": {"scheme": W2A16, "algorithms": ["autoround"]},
+    "w3a16-autoround": {"scheme": "W3A16", "algorithms": ["autoround"]},
+    "w2a16-autoround": {"scheme": "W2A16", "algorithms": ["autoround"]},
     "w4a4-hadamard-gptaq": {"scheme": "W4A4", "algorithms": [HADAMARD, GPTAQ]},
 }
 
