@@ -42,10 +42,11 @@ SCHEMES: dict[str, QuantizationScheme] = {scheme.name: scheme for scheme in (*_L
 # Four bits leave no room for outliers anywhere: R4 too, for engines that compute it.
 _HADAMARD = {"hadamard": {"r4": True}}
 _FLATQUANT = {"flatquant": {"epochs": 5, "lac": True}}
-# The field has a name of its own for GPTQ with this option. Targets that are fitted want more damping.
+# The field has a name of its own for GPTQ with this option. At four bits its fitted targets want more damping.
 _GPTAQ = {"gptq": {"asymmetric": True, "sweeps": 4, "damping": 0.05}}
 # The fewer the bits, the more there is to gain from looking again.
 _SWEEPS = {"gptq": {"sweeps": 4}}
+_FEW_GPTAQ = {"gptq": {"asymmetric": True, "sweeps": 4}}
 # One scale for a whole activation leaves less room than one for each token: each site finds its own balance.
 _SMOOTH = {"smoothquant": {"alpha": "auto"}}
 _MIXED = {"mixed_precision": {"bits": 5, "candidates": ["W4A16", "W8A16"]}}
@@ -61,8 +62,8 @@ _ALGORITHMS: dict[str, tuple[list[str | dict[str, Any]], ...]] = {
         [_MIXED, "gptq"],
     ),
     "W4A16_ASYM": (["rtn"], ["gptq"], ["awq"], ["autoround"]),
-    "W3A16": ([_SWEEPS], [_GPTAQ], ["hadamard", _GPTAQ]),
-    "W2A16": ([_SWEEPS], [_GPTAQ], ["hadamard", _GPTAQ]),
+    "W3A16": ([_SWEEPS], [_FEW_GPTAQ], ["hadamard", _FEW_GPTAQ]),
+    "W2A16": ([_SWEEPS], [_FEW_GPTAQ], ["hadamard", _FEW_GPTAQ]),
     "W8A16": (["rtn"], ["gptq"]),
     "W8A8": (["rtn"], ["gptq"], ["smoothquant", "rtn"], ["smoothquant", "gptq"], ["osp", "rtn"]),
     "W8A8_STATIC": (["rtn"], ["gptq"], [_SMOOTH, "rtn"], [_SMOOTH, "gptq"], ["osp", "rtn"]),
@@ -83,7 +84,7 @@ _FORMATS = {"W4A4_CHANNEL": "ascend"}
 
 def _recipe_name(scheme: str, algorithms: list[str | dict[str, Any]]) -> str:
     # "w8a8-smoothquant" leaves the rounding to rtn unsaid, as the field does; who sees to the cache, the scheme says.
-    named = [["gptaq"] if algorithm == _GPTAQ else algorithm for algorithm in algorithms]
+    named = [["gptaq"] if algorithm in (_GPTAQ, _FEW_GPTAQ) else algorithm for algorithm in algorithms]
     layers = [a for algorithm in named for a in ([algorithm] if isinstance(algorithm, str) else algorithm)]
     layers = [a for a in layers if a != "kv_cache"]
     tail = layers if len(layers) == 1 else [a for a in layers if a != "rtn"]
