@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gs_core import QuantizationArgs, numerics
 from gs_gptq import factor, solve
-from gs_gptq.grid import Grid
+from gs_gptq.grid import Grid, transposed
 
 FEATURES, GROUP = 24, 8
 
@@ -30,7 +30,7 @@ def solved(
     count = FEATURES // (args.group_size or FEATURES)
     group = np.arange(FEATURES) % count if scattered else np.arange(FEATURES) * count // FEATURES
     grid = Grid(*numerics.weight_params(weight, args, "float32"), args)
-    codes = solve(weight, factors, group.tolist(), grid, block_size, sweeps=sweeps)
+    codes = solve(transposed(weight), factors, group.tolist(), grid, block_size, sweeps=sweeps)
     scale, zero_point = grid.params()
     wide = scale.astype(np.float64)[:, group]
     zero = 0 if zero_point is None else zero_point.astype(np.float64)[:, group]

@@ -5,7 +5,7 @@ import pytest
 
 from gs_core import QuantizationArgs, numerics
 from gs_gptq import factor, solve
-from gs_gptq.grid import Grid
+from gs_gptq.grid import Grid, transposed
 
 ROWS, FEATURES, GROUP = 12, 48, 16
 # A number this close to the middle between two codes could go either way in float32. None of the problems has one.
@@ -35,7 +35,7 @@ def solved(weight: np.ndarray, hessian: np.ndarray, grid: Grid, block_size: int,
     """``solve`` takes features from the last to the first: here the first is the first to be taken."""
     factors = factor(hessian[::-1, ::-1].copy(), 0.01)
     groups = [i * len(grid.scale) // FEATURES for i in reversed(range(FEATURES))]
-    return solve(weight[:, ::-1].copy(), factors, groups, grid, block_size, choose)[:, ::-1]
+    return solve(transposed(weight[:, ::-1]), factors, groups, grid, block_size, choose)[:, ::-1]
 
 
 def per_column(array: np.ndarray | None, size: int) -> np.ndarray:
@@ -46,7 +46,7 @@ def per_column(array: np.ndarray | None, size: int) -> np.ndarray:
 def forwards(weight: np.ndarray, hessian: np.ndarray, groups: list[int], *rest) -> np.ndarray:
     """``solve`` on the features back to front, for it takes the last one first and the textbook the first."""
     factors = factor(np.ascontiguousarray(hessian[::-1, ::-1]), 0.01)
-    return solve(weight[:, ::-1], factors, groups[::-1], *rest)[:, ::-1]
+    return solve(transposed(weight[:, ::-1]), factors, groups[::-1], *rest)[:, ::-1]
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])

@@ -24,7 +24,7 @@ from gs_core import (
 )
 from gs_core.arrays import astype, device
 from gs_gptq.asymmetric import Arrivals, Prefix
-from gs_gptq.grid import Grid
+from gs_gptq.grid import Grid, transposed
 from gs_gptq.hessian import SLICE, Factors, Hessian, factor, panels
 from gs_gptq.scales import weight_params
 from gs_gptq.solver import solve
@@ -179,10 +179,10 @@ class GPTQ(Algorithm):
             alone = search.model_copy(update={"granularity": "channel", "group_size": None})
             return params(left, alone, dtype, site.importance[first : first + size] if by_cost else None)
 
-        ordered = xp.take(weight, site.order, axis=1)
+        rest = transposed(xp.take(weight, site.order, axis=1))
         del weight
         free = None if static else choose
-        codes = solve(ordered, site.factors, groups, grid, self.options.block_size, free, self.options.sweeps)
+        codes = solve(rest, site.factors, groups, grid, self.options.block_size, free, self.options.sweeps)
         return QuantizedTensor(
             xp.take(codes, position, axis=1),
             *grid.params(),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from gs_core import Array, namespace
 from gs_core.arrays import astype, device
-from gs_gptq.grid import Grid, transposed
+from gs_gptq.grid import Grid
 from gs_gptq.hessian import NEAR, Factors
 from gs_gptq.refine import refine
 
@@ -20,7 +20,7 @@ Choose = Callable[[Array, int], tuple[Array, Array | None]]
 
 
 def solve(
-    weight: Array,
+    rest: Array,
     factors: Factors,
     groups: Sequence[int],
     grid: Grid,
@@ -28,18 +28,16 @@ def solve(
     choose: Choose | None = None,
     sweeps: int = 0,
 ) -> Array:
-    """Codes ``(rows, features)``, int8 or uint8, for a float32 ``weight`` of that shape, taken from its last feature
-    to its first.
+    """Codes ``(rows, features)``, int8 or uint8, of weights taken from the last feature to the first.
 
-    factors: of the features in the same order. groups: the group of each feature. choose: pick each group's grid when
-    the group is reached, from its weights as the feedback has left them; without it the grid stands. sweeps: how many
-    times all codes are looked at once more (``refine``).
+    rest: the weights, float32 ``(features, rows)``, so that every step reads and writes whole rows; each makes way for
+    its own error. factors: of the features in the same order. groups: the group of each feature. choose: pick each
+    group's grid when the group is reached, from its weights as the feedback has left them; without it the grid stands.
+    sweeps: how many times all codes are looked at once more (``refine``).
     """
-    xp = namespace(weight)
+    xp = namespace(rest)
     feedback = factors.matrix
-    features = weight.shape[1]
-    # Features first, so that every step reads and writes whole rows. A weight makes way for its own error.
-    rest = transposed(weight)
+    features = rest.shape[0]
     dtype = grid.code_dtype
     codes = xp.empty(rest.shape, dtype=getattr(xp, dtype), device=device(rest))
     for stop in range(features, 0, -block_size):
