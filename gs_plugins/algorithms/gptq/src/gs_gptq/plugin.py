@@ -24,7 +24,7 @@ from gs_core import (
 )
 from gs_core.arrays import astype, device
 from gs_gptq.asymmetric import Arrivals, Prefix
-from gs_gptq.grid import Grid, transposed
+from gs_gptq.grid import Grid
 from gs_gptq.hessian import SLICE, Factors, Hessian, factor, panels
 from gs_gptq.scales import weight_params
 from gs_gptq.solver import solve
@@ -179,7 +179,7 @@ class GPTQ(Algorithm):
             alone = search.model_copy(update={"granularity": "channel", "group_size": None})
             return params(left, alone, dtype, site.importance[first : first + size] if by_cost else None)
 
-        rest = transposed(xp.take(weight, site.order, axis=1))
+        rest = xp.take(xp.permute_dims(weight, (1, 0)), site.order, axis=0)
         del weight
         free = None if static else choose
         codes = solve(rest, site.factors, groups, grid, self.options.block_size, free, self.options.sweeps)
