@@ -1,0 +1,18 @@
+"""The plan: every layer's adapter, algorithms, scheme, format and kernel, with the reason, before a weight is read."""
+
+from gs_core.planning.layers import objections
+from gs_core.planning.loading import load_algorithm, load_format, names_of
+from gs_core.planning.making import make
+from gs_core.planning.plan import CacheRow, Plan, Row, static_inputs
+
+__all__ = [
+    "CacheRow",
+    "Plan",
+    "Row",
+    "load_algorithm",
+    "load_format",
+    "make",
+    "names_of",
+    "objections",
+    "static_inputs",
+]
