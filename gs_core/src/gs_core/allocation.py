@@ -16,7 +16,7 @@ from gs_core.arrays import Array, RawTensor, numpy_dtype, to_raw
 from gs_core.errors import GoldenStickError, PlanError
 from gs_core.interfaces import Algorithm, Allocator, Block, Choice, Layer, LayerInfo, Model, StaticInput
 from gs_core.observers import limits_of, static_input
-from gs_core.planning import load_algorithm, load_format, objections
+from gs_core.planning import load_algorithm, load_format, names_of, objections
 from gs_core.probing import pattern
 from gs_core.watching import channel_error, fake_quantizer
 from gs_schemas import QuantizationArgs, QuantizationScheme, Recipe
@@ -98,7 +98,7 @@ def _groups(
     layers: Sequence[LayerInfo], allocator: Allocator, recipe: Recipe, stages: Sequence[Algorithm], hidden: int
 ) -> Iterator[tuple[list[LayerInfo], list[QuantizationScheme]]]:
     """Layers that must agree, and the candidates that nothing objects to."""
-    chosen, checkpoint_format = tuple(spec.name for spec in recipe.algorithms), load_format(recipe.format)
+    chosen, checkpoint_format = tuple(names_of(recipe.algorithms, recipe.instances())), load_format(recipe.format)
     together: dict[tuple[int, str], list[LayerInfo]] = {}
     for layer in layers:
         together.setdefault((layer.block, pattern(layer.site)), []).append(layer)
