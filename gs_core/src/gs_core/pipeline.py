@@ -3,21 +3,20 @@
 import gc
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from typing import Any
 
 import numpy as np
 
-from gs_core import calibration, memory, numerics
+from gs_core import calibration, memory
 from gs_core.arrays import RawTensor
 from gs_core.errors import CheckpointError
 from gs_core.hookspecs import Record
 from gs_core.interfaces import (
     Batch,
     Block,
-    CacheNumbers,
     Data,
     Finished,
     Layer,
@@ -28,29 +27,19 @@ from gs_core.interfaces import (
     Transform,
 )
 from gs_core.journal import Activations, Journal
+from gs_core.packing import Outcome, pack_caches, pack_layer
 from gs_core.planning import CacheRow, Plan, Row
 from gs_core.proving import apply_proved
 from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Stages, implements
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor, read_header
 from gs_core.streams import FLOAT, Arriving, Returned
-from gs_core.watching import Watch, fake_quantizer, is_finite, relative_error
+from gs_core.watching import Watch, is_finite
 
 SHARD_BYTES = 5 * 10**9
 
 Progress = Callable[[str, int, int], None]
 """Told the stage, the index of the block it works on, and how many there are."""
-
-
-@dataclass
-class Outcome:
-    """What happened to one block."""
-
-    packed: list[tuple[str, Tensor]] = field(default_factory=list)
-    layers: list[dict[str, Any]] = field(default_factory=list)
-    caches: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    records: list[dict[str, Any]] = field(default_factory=list)
 
 
 def run(
@@ -161,35 +150,12 @@ class _Line:
         static = {name: site.static_input() for name, site in watch.sites.items()}
         caches = watch.static_caches()
         self._quantize(block, quantizing, watch, static)
-        self._pack_caches(watch, caches)
+        pack_caches(self.plan, watch, caches, self.outcome)
         if self.batches and self._has_next and not self.plan.float_only:
             self._stage("propagate")
             self._propagate(block, watch.as_seen())
         self.outcome.packed += block.rest({layer.name for layer in quantizing})
         return self.outcome
-
-    def _pack_caches(self, watch: Watch, static: Mapping[str, StaticInput | None]) -> None:
-        for row in dict.fromkeys(self.caches.values()):
-            assert row.args is not None
-            numbers = CacheNumbers(row.args, {site.kind: static[site.name] for site in row.cache.sites})
-            self.outcome.packed += self.plan.format.pack_cache(row.cache, numbers).items()
-            for site in row.cache.sites:
-                seen = watch.sites.get(site.name)
-                error = None
-                if seen is not None and seen.tokens:
-                    x = seen.sample.result()
-                    back = fake_quantizer({}, {site.name: (site, row.args, static[site.name])})(site.name, x)
-                    error = float(f"{relative_error(x, back):.4g}")
-                self.outcome.caches.append(
-                    {
-                        "cache": row.cache.name,
-                        "of": site.kind,
-                        "scheme": row.scheme.describe(),
-                        "algorithm": row.algorithm,
-                        "error": error,
-                        "tokens": seen.tokens if seen else 0,
-                    }
-                )
 
     def _algorithms(self, hook: str) -> list[str]:
         named = [n for row in self.rows.values() for n in row.algorithms]
@@ -239,7 +205,7 @@ class _Line:
             tensors = self.stages.quantize(name, block, mine, watch.observed(name), data, record)
             self._stage("pack")
             for layer in mine:
-                self._pack(block, layer, tensors[layer.name], watch, static.get(layer.site))
+                pack_layer(self.plan, watch, layer, tensors[layer.name], static.get(layer.site), self.outcome)
 
     def _start(self, block: Block, layers: Sequence[Layer], watch: Watch) -> dict[str, QuantizedTensor]:
         """What the algorithms make of these layers whose results the last one refines."""
@@ -250,45 +216,6 @@ class _Line:
                 data, record = self._all_data(watch), self._recorder(block, name)
                 found |= self.stages.quantize(name, block, earlier, watch.observed(name), data, record)
         return found
-
-    def _pack(
-        self, block: Block, layer: Layer, tensor: QuantizedTensor, watch: Watch, static: StaticInput | None
-    ) -> None:
-        rounded = numerics.dequantize(tensor)
-        site = watch.sites.get(layer.site)
-        unseen = bool(self.batches) and (site is None or not site.tokens)
-        if site is None or not site.tokens:
-            error, of = relative_error(layer.weight(), rounded), "weight"
-        else:
-            x = site.sample.result()
-            seen = fake_quantizer({layer.site: (layer.scheme, static)}, online=block.online)(layer.site, x)
-            error, of = relative_error(x @ layer.weight().T, (x if seen is None else seen) @ rounded.T), "output"
-        if unseen:
-            self.outcome.notes.append(f"{layer.name}: no calibration token reached it; quantized from its weight alone")
-        layer.set_weight(rounded)
-        if layer.scheme.inputs is None or layer.scheme.inputs.dynamic:
-            static = None
-        elif static is None:
-            raise CheckpointError(
-                f"{layer.name}: its scheme has static activations, but no calibration token reached it; "
-                "give more or other calibration data, or an override with dynamic activations"
-            )
-        layout = self.plan.format.layout(layer.scheme)
-        online = block.online.get(layer.site)
-        arrays = self.stages.pack(self.plan.recipe.format, tensor, static, layout, online, layer.info)
-        self.outcome.packed += [(f"{layer.name}.{suffix}", array) for suffix, array in arrays.items()]
-        self.outcome.layers.append(
-            {
-                "layer": layer.name,
-                "shape": list(layer.shape),
-                "scheme": layer.scheme.describe(),
-                "algorithms": list(self.rows[layer.name].algorithms),
-                "error": float(f"{error:.4g}"),
-                "error_of": of,
-                "tokens": site.tokens if site else 0,
-            }
-            | ({} if online is None else {"online": online.describe()})
-        )
 
     @property
     def _has_next(self) -> bool:
