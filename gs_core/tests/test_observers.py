@@ -1,4 +1,4 @@
-"""What the line itself collects at sites."""
+"""Statistics of what arrives at sites."""
 
 import weakref
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gs_core.interfaces import Fold
-from gs_core.observers import SAMPLE_ROWS, Average, Range, Sample, limits_of, static_input
+from gs_core.observers import SAMPLE_ROWS, Average, ChannelMaxima, Range, Sample, limits_of, static_input
 from gs_schemas import QuantizationArgs
 
 batches = st.lists(arrays(np.float32, (5, 3), elements=st.floats(-100, 100, width=32)), min_size=1, max_size=4)
@@ -25,9 +25,17 @@ def test_a_range_is_that_of_all_batches_together(seen):
     assert (high == np.concatenate(seen).max(axis=0)).all()
 
 
+@given(batches)
+def test_maxima_are_over_all_batches(seen):
+    largest = ChannelMaxima()
+    for x in seen:
+        largest.update(x)
+    assert (largest.result() == np.abs(np.concatenate(seen)).max(axis=0)).all()
+
+
 @given(batches, arrays(np.float32, 3, elements=st.floats(0.125, 8, width=32)))
 def test_rescaling_is_as_if_the_data_had_been_scaled(seen, scale):
-    for kind in (Range, lambda: Sample(len(seen))):
+    for kind in (Range, ChannelMaxima, lambda: Sample(len(seen))):
         before, after = kind(), kind()
         for x in seen:
             before.update(x)

@@ -1,4 +1,5 @@
-"""Statistics that the line itself collects at sites: ranges of static activations, and a sample to judge by."""
+"""Statistics of what arrives at a site: ranges of static activations and a sample to judge by, which the line collects
+itself, and maxima of channels, which several algorithms ask for."""
 
 from gs_core import numerics
 from gs_core.arrays import Array, device, namespace
@@ -36,6 +37,24 @@ class Range(Accumulator):
         """Smallest and largest value of all channels."""
         xp = namespace(self.low)
         return float(xp.min(self.low)), float(xp.max(self.high))
+
+
+class ChannelMaxima(Accumulator):
+    """Largest magnitude of each channel, float32 ``(features,)``."""
+
+    maxima: Array = None
+
+    def update(self, x: Array) -> None:
+        xp = namespace(x)
+        here = xp.max(xp.abs(x), axis=0)
+        self.maxima = here if self.maxima is None else xp.maximum(self.maxima, here)
+
+    def rescale(self, scale: Array) -> bool:
+        self.maxima = self.maxima / scale
+        return True
+
+    def result(self) -> Array:
+        return self.maxima
 
 
 class Average(Accumulator):

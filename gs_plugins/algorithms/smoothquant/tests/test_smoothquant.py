@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from gs_core import ChannelScale, Fold, Layer, LayerInfo, QuantizationScheme
+from gs_core.observers import ChannelMaxima
 from gs_core.testing import ToyAdapter, write_toy
 from gs_schemas import SCHEMES, SchemaError, validate
-from gs_smoothquant import ChannelMaxima, Options, SmoothQuant
+from gs_smoothquant import Options, SmoothQuant
 
 random = np.random.default_rng(0)
 X = (random.standard_normal((100, 6)) * [1, 40, 0.1, 1, 2, 5]).astype(np.float32)
@@ -100,20 +101,6 @@ def test_a_site_that_no_token_reached_is_left_alone():
 
 
 # --- what it collects --------------------------------------------------------------------------------------------
-
-
-def test_maxima_are_over_all_batches():
-    collected = ChannelMaxima()
-    for part in np.array_split(X, [3, 50]):
-        collected.update(part)
-    np.testing.assert_array_equal(collected.result(), maxima(X))
-
-
-def test_rescaled_maxima_are_those_of_the_rescaled_activation():
-    collected, scale = ChannelMaxima(), np.arange(1, 7, dtype=np.float32)
-    collected.update(X)
-    assert collected.rescale(scale)
-    np.testing.assert_allclose(collected.result(), maxima(X / scale), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("scheme", "listens"), [("W8A8", True), ("W8A8_STATIC", True), ("W4A16", False)])

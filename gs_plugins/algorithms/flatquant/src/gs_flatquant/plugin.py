@@ -9,7 +9,6 @@ from pydantic import Field
 from gs_core import (
     Accumulator,
     Algorithm,
-    Array,
     Block,
     Data,
     Layer,
@@ -19,11 +18,11 @@ from gs_core import (
     Site,
     Strict,
     hookimpl,
-    namespace,
     numerics,
 )
 from gs_core.hookspecs import Record
 from gs_core.interfaces import Transform
+from gs_core.observers import ChannelMaxima
 from gs_flatquant.factors import pair
 from gs_schemas import QuantizationScheme
 
@@ -73,24 +72,6 @@ class Options(Strict):
     def pair(self, features: int, parts: int = 1) -> tuple[int, int]:
         """The factors of so many features that are divided among so many devices. Raises ``ValueError`` without any."""
         return pair(features, self.max_factor, self.factor_multiple, parts)
-
-
-class ChannelMaxima(Accumulator):
-    """Largest magnitude of each channel, float32 ``(features,)``."""
-
-    maxima: Array = None
-
-    def update(self, x: Array) -> None:
-        xp = namespace(x)
-        here = xp.max(xp.abs(x), axis=0)
-        self.maxima = here if self.maxima is None else xp.maximum(self.maxima, here)
-
-    def rescale(self, scale: Array) -> bool:
-        self.maxima = self.maxima / scale
-        return True
-
-    def result(self) -> Array:
-        return self.maxima
 
 
 class FlatQuant(Algorithm):

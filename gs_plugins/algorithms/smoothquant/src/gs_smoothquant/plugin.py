@@ -24,6 +24,7 @@ from gs_core import (
 )
 from gs_core.interfaces import Transform
 from gs_core.measuring import Watcher
+from gs_core.observers import ChannelMaxima
 from gs_schemas import QuantizationScheme
 from gs_smoothquant.automatic import search
 
@@ -46,24 +47,6 @@ class Options(Strict):
 
     alpha: Annotated[float | Literal["auto"], BeforeValidator(_known)] = 0.5
     online: bool = False
-
-
-class ChannelMaxima(Accumulator):
-    """Largest magnitude of each channel, float32 ``(features,)``."""
-
-    maxima: Array = None
-
-    def update(self, x: Array) -> None:
-        xp = namespace(x)
-        here = xp.max(xp.abs(x), axis=0)
-        self.maxima = here if self.maxima is None else xp.maximum(self.maxima, here)
-
-    def rescale(self, scale: Array) -> bool:
-        self.maxima = self.maxima / scale
-        return True
-
-    def result(self) -> Array:
-        return self.maxima
 
 
 class SmoothQuant(Algorithm):
