@@ -86,6 +86,13 @@ def to_numpy(x: Array) -> np.ndarray:
     return x.numpy()
 
 
+def like(value: Array, x: Array) -> Array:
+    """``value`` in the library, dtype and place of ``x``."""
+    xp = namespace(x)
+    value = value if namespace(value) is xp else xp.asarray(to_numpy(value))
+    return xp.asarray(value, dtype=x.dtype, device=device(x))
+
+
 def to_raw(x: Array) -> RawTensor:
     """The bytes of ``x`` for a file."""
     name, array = dtype_name(x), np.ascontiguousarray(to_numpy(x))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gs_core.arrays import Array, astype, device, namespace, to_numpy
+from gs_core.arrays import Array, astype, like, namespace, to_numpy
 
 Factor = Array | int
 """A square matrix, or the size of an identity that stands for one."""
@@ -67,11 +67,11 @@ class LinearMap:
         """The map of ``x``, ``(..., features)``, in its dtype, by one small product for each factor."""
         xp, shape = namespace(x), x.shape
         if self.scale is not None:
-            x = x / _like(self.scale, x)
+            x = x / like(self.scale, x)
         after = 1
         for size, factor in zip(reversed(self.sizes), reversed(self.factors), strict=True):
             if not isinstance(factor, int):
-                matrix = _like(factor, x)
+                matrix = like(factor, x)
                 if after == 1:
                     x = xp.reshape(xp.reshape(x, (-1, size)) @ matrix, shape)
                 else:
@@ -91,7 +91,7 @@ class LinearMap:
         """The ``x`` that ``apply`` made ``y`` of."""
         back = tuple(f if isinstance(f, int) else f.T for f in self.inverse_transpose.factors)
         x = LinearMap(back).apply(y)
-        return x if self.scale is None else x * _like(self.scale, x)
+        return x if self.scale is None else x * like(self.scale, x)
 
     def dense(self, features: int) -> np.ndarray:
         """The whole matrix, float64 ``(features, features)``: for formats that hold nothing else, and for tests."""
@@ -140,13 +140,6 @@ def _is_sylvester(factor: Factor) -> bool:
     shared = rows[:, None] & rows  # the sign is the parity of the bits that row and column share
     parity = sum(shared >> bit & 1 for bit in range(size.bit_length())) % 2
     return not size & (size - 1) and bool(np.allclose(matrix, (1 - 2 * parity) / size**0.5, atol=1e-6))
-
-
-def _like(value: Array, x: Array) -> Array:
-    """A part of a map in the library, dtype and place of ``x``."""
-    xp = namespace(x)
-    value = value if namespace(value) is xp else xp.asarray(to_numpy(value))
-    return xp.asarray(value, dtype=x.dtype, device=device(x))
 
 
 def _inverse_transpose(factor: Array) -> Array:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from gs_core import Block, Fold, Layer, LayerInfo, Site
+from gs_core import Fold, Layer, LayerInfo, Site
+from gs_core.applying import Keep, Norm, WritableBlock
 from gs_core.arrays import RawTensor, astype, to_raw
-from gs_core.interfaces import Batch, OnSite, Transform, through
+from gs_core.interfaces import Batch, OnSite, through
 from gs_core.storage import Tensor
-from gs_hf.applying import apply
 from gs_hf.caches import OnCache, listening
 from gs_hf.folding import find_folds
 from gs_hf.naming import Place, layer_name
@@ -42,8 +42,8 @@ class HFLayer(Layer):
                 start += part.shape[0]
 
 
-class HFBlock(Block):
-    """See ``gs_core.Block``."""
+class HFBlock(WritableBlock):
+    """See ``gs_core.applying.WritableBlock``."""
 
     def __init__(self, model: "HFModel", index: int, probe: Batch | None):
         self.model, self.index, self.name = model, index, model.blocks[index] or model.name
@@ -51,7 +51,7 @@ class HFBlock(Block):
         self.parameters: dict[str, torch.Tensor] = model.weights.load(self.prefix) if probe is not None else {}
         self._probe = probe
         self.changed: set[str] = set()
-        self.norm_offsets: dict[str, float] = {}
+        self.norms: dict[str, Norm] = {}
         self.sites = model.sites(index)
         self.layers: dict[str, Layer] = {
             info.name: HFLayer(info, self, model.found.places[info.name])
@@ -172,8 +172,26 @@ class HFBlock(Block):
     def folds(self) -> Sequence[Fold]:
         return () if self._probe is None else find_folds(self, self._probe)
 
-    def apply(self, transform: Transform) -> tuple[Transform, Callable[[], None]]:
-        return apply(self, transform)
+    def parameter(self, name: str) -> torch.Tensor:
+        return self.parameters[name]
+
+    def producing(self, layer: str, keep: Keep) -> tuple[torch.Tensor, torch.Tensor | None]:
+        (place,) = self.model.found.places[layer]
+        weight, bias = place.of(keep(place.parameter)), self.bias_of(place.parameter, place.expert)
+        if bias is None:
+            return weight, None
+        part = keep(bias)
+        return weight, part if place.rows is None else part[place.start : place.start + len(weight)]
+
+    def consuming(self, site: str, keep: Keep) -> Iterator[tuple[torch.Tensor, str | None]]:
+        for parameter, expert in self.model.found.keys_at[site]:
+            value = keep(parameter)
+            part = value if expert is None else value[expert]
+            yield part.T if parameter in self.model.found.transposed else part, self.bias_of(parameter, expert)
+
+    def stranger(self, site: str) -> str | None:
+        mine = {place.parameter for layer in self.sites[site].layers for place in self.model.found.places[layer]}
+        return next((parameter for parameter, _ in self.model.found.keys_at[site] if parameter not in mine), None)
 
     def bias_of(self, parameter: str, expert: int | None = None) -> str | None:
         """The name of the bias beside a weight, or None when it has none."""

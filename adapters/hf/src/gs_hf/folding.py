@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gs_core import Fold
+from gs_core.applying import Norm
 from gs_core.interfaces import Batch
 from gs_core.probing import close, layer_folds, pattern, reached_by_norm
 from gs_hf.probing import HFProber
@@ -25,8 +26,8 @@ def find_folds(block: "HFBlock", batch: Batch) -> list[Fold]:
 
 def _shifts(block: "HFBlock", fold: Fold) -> bool:
     """Only what leaves a norm, or attention's average of values (hence mixing heads), moves along with a bias."""
-    if fold.producer in block.norm_offsets:
-        producer = block.bias_of(f"{fold.producer}.weight")
+    if fold.producer in block.norms:
+        producer = block.norms[fold.producer].bias
     else:
         (place,) = block.model.found.places[fold.producer]
         producer = block.bias_of(place.parameter, place.expert) if fold.head > 1 else None
@@ -35,7 +36,7 @@ def _shifts(block: "HFBlock", fold: Fold) -> bool:
 
 
 def norm_folds(prober: HFProber) -> list[Fold]:
-    """Norms that can be scaled, with every site they feed; the block notes each one's offset."""
+    """Norms that can be scaled, with every site they feed; the block notes each one's parameters and offset."""
     block = prober.block
     root = block.model.module.get_submodule(block.prefix.rstrip("."))
     found = []
@@ -48,7 +49,7 @@ def norm_folds(prober: HFProber) -> list[Fold]:
         if sites:
             offset = _norm_offset(prober, module, weight)
             if offset is not None:
-                block.norm_offsets[full] = offset
+                block.norms[full] = Norm(f"{full}.weight", block.bias_of(f"{full}.weight"), offset)
                 found.append(Fold(full, tuple(sites), int(weight.shape[0])))
     return found
 

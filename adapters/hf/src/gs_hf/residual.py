@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from gs_core import CheckpointError, LinearMap
+from gs_core.applying import Change, change_inputs
 from gs_core.arrays import RawTensor, astype, to_raw
 from gs_core.errors import reason
 from gs_core.interfaces import Batch
@@ -19,7 +20,6 @@ from gs_core.probing import close, pattern
 from gs_core.proving import PROOF_TOLERANCE
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor
 from gs_core.watching import channel_error
-from gs_hf.applying import Change, feed
 from gs_hf.folding import norm_folds
 from gs_hf.probing import HFProber
 from gs_hf.running import Outputs, take_up, to_torch
@@ -87,7 +87,7 @@ class Residual:
             self.active = True
         for name, sites, offset in norms:
             weight = block.parameters[f"{name}.weight"]
-            feed(block, sites, self._reading(weight + offset), block.parameters.__getitem__)
+            change_inputs(block, sites, self._reading(weight + offset), block.parameter)
             weight.fill_(1.0 - offset)
             block.changed |= {f"{name}.weight", *(p for site in sites for p, _ in block.model.found.keys_at[site])}
         for parameter in writers:
@@ -245,7 +245,7 @@ def _reading_norms(prober: HFProber, writers: list[str]) -> list[tuple[str, tupl
             handle.remove()
     folds = {fold.producer: fold.sites for fold in norm_folds(prober)}
     return [
-        (name, folds[name], block.norm_offsets[name])
+        (name, folds[name], block.norms[name].offset)
         for name, x in inputs.items()
         if name in folds and x.shape == passing.shape and close(x, passing)
     ]

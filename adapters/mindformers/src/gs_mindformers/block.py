@@ -1,15 +1,15 @@
 """One decoder block: its weights in float32, run under observation, rewritten, and handed back."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gs_core import Block, Fold, Layer, LayerInfo, Site
+from gs_core import Fold, Layer, LayerInfo, Site
+from gs_core.applying import Keep, Kept, Norm, WritableBlock
 from gs_core.arrays import RawTensor, astype, from_raw, to_raw
-from gs_core.interfaces import Batch, OnSite, Transform, through
+from gs_core.interfaces import Batch, OnSite, through
 from gs_core.storage import Tensor
-from gs_mindformers.applying import Kept, apply
 from gs_mindformers.found import Place
 
 if TYPE_CHECKING:
@@ -28,11 +28,12 @@ class MFLayer(Layer):
 
     def set_weight(self, weight: np.ndarray) -> None:
         if self._place.parameter in self._block.values:
-            self._place.of(self._block.write(self._place.parameter))[...] = weight
+            self._place.of(self._block.parameter(self._place.parameter))[...] = weight
 
 
-class MFBlock(Block):
-    """See ``gs_core.Block``. ``values``: the block's parameters in float32 by name; empty when it will not run."""
+class MFBlock(WritableBlock):
+    """See ``gs_core.applying.WritableBlock``. ``values``: the block's parameters in float32 by name; empty when it will
+    not run."""
 
     def __init__(self, model: "MFModel", index: int, probe: Batch | None):
         self.model, self.index, self.name = model, index, model.blocks[index] or model.name
@@ -45,15 +46,14 @@ class MFBlock(Block):
         self._stale: set[str] = set(self.values)
         self._standins: dict[str, Any] = {}
         self.changed: set[str] = set()
-        self.gains: dict[str, tuple[str, float]] = {}
+        self.norms: dict[str, Norm] = {}
         self.sites = model.found.sites[index]
         infos = [info for info in model.layers if info.block == index]
         self.layers: dict[str, Layer] = {i.name: MFLayer(i, self, model.found.places[i.name]) for i in infos}
 
-    def write(self, parameter: str) -> np.ndarray:
-        """A parameter's value, to be written into."""
-        self._stale.add(parameter)
-        return self.values[parameter]
+    def parameter(self, name: str) -> np.ndarray:
+        self._stale.add(name)
+        return self.values[name]
 
     def piece(self, place: Place) -> np.ndarray:
         """A layer's weight, ``(out, in)``."""
@@ -152,8 +152,28 @@ class MFBlock(Block):
 
         return () if self._probe is None else find_folds(self, self._probe)
 
-    def apply(self, transform: Transform) -> tuple[Transform, Callable[[], None]]:
-        return apply(self, transform)
+    def stored_dtype(self, parameter: str) -> str:
+        return self.model.weights.at(parameter, None).tensor.dtype
+
+    def beside(self, parameter: str, *leaves: str) -> str | None:
+        """The parameter beside another one that has one of these names."""
+        found = [name for leaf in leaves if (name := f"{parameter.rpartition('.')[0]}.{leaf}") in self.values]
+        return found[0] if found else None
+
+    def producing(self, layer: str, keep: Keep) -> tuple[np.ndarray, np.ndarray | None]:
+        place = self.model.found.places[layer]
+        weight, bias = place.of(keep(place.parameter)), self.beside(place.parameter, "bias")
+        if bias is None:
+            return weight, None
+        return weight, keep(bias) if place.expert is None else keep(bias).reshape(-1, len(weight))[place.expert]
+
+    def consuming(self, site: str, keep: Keep) -> Iterator[tuple[np.ndarray, None]]:
+        for place in self.model.found.fed[site]:
+            yield place.of(keep(place.parameter)), None  # no fold here shifts
+
+    def stranger(self, site: str) -> str | None:
+        mine = [self.model.found.places[layer] for layer in self.sites[site].layers]
+        return next((place.parameter for place in self.model.found.fed[site] if place not in mine), None)
 
     # --- writing ---------------------------------------------------------------------------------------------
 

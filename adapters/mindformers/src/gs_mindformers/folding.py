@@ -8,9 +8,9 @@ import mindspore as ms
 import numpy as np
 
 from gs_core import Fold, LinearMap
+from gs_core.applying import Kept, Norm, change_outputs
 from gs_core.interfaces import Batch
 from gs_core.probing import Prober, Seen, close, layer_folds, pattern, reached_by_norm
-from gs_mindformers.applying import Kept, change_rows, sibling
 from gs_mindformers.running import ERRORS
 from gs_mindformers.standins import Swap, eager, swapped
 from gs_mindformers.tensors import to_numpy, to_parameter, to_tensor
@@ -57,7 +57,7 @@ class MFProber(Prober):
         name, map, channels = changed or ("", LinearMap(), 0)
         if name in found.places:
             # The weight, not the cell's output: an activation may stand between them.
-            change_rows(self.block, name, map.apply, kept)
+            change_outputs(self.block, name, map.apply, kept)
         elif name:
             swaps = (*swaps, calling(self.cells[name], partial(_changed, map, channels)))
         try:
@@ -89,7 +89,7 @@ def _norm_folds(prober: MFProber) -> list[Fold]:
         sites = _with_unseen_experts(block, reached_by_norm(prober, path, channels))
         offset = _offset(prober, cell, gain.name) if sites else None
         if offset is not None:
-            block.gains[path] = (gain.name, offset)
+            block.norms[path] = Norm(gain.name, block.beside(gain.name, "bias", "beta"), offset)
             found.append(Fold(path, tuple(sites), channels))
     return found
 
@@ -111,7 +111,7 @@ def _offset(prober: MFProber, cell: ms.nn.Cell, gain: str) -> float | None:
     prober.run(swaps=(calling(cell, listen),))
     if not inputs or len(inputs[0]) != 1:
         return None  # it wants more than one tensor: nothing that this can fold into
-    running, bias = block.model.running(), sibling(block, gain, ("bias", "beta"))
+    running, bias = block.model.running(), block.beside(gain, "bias", "beta")
     wanted = 0 if bias is None else block.values[bias]
     standins = {name: to_parameter(name, block.values[name]) for name in (gain, bias) if name}
     for offset in (0.0, 1.0):
