@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gs_core import CheckpointError, LinearMap, QuantizationArgs, QuantizationScheme
+from gs_core.engines import is_expert
 from gs_schemas import SchemaError, matches, named, validate
 
 METHOD, PACKED, INTEGER = "compressed-tensors", "pack-quantized", "int-quantized"
@@ -23,11 +24,6 @@ INT8_EXPERTS = {
     "targets": ["re:^unmatched experts$"],
     "weights": {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"},
 }
-
-
-def is_expert(layer: str) -> bool:
-    """Whether the layer is one of a mixture's numbered experts."""
-    return re.search(r"(^|\.)experts\.\d+\.", layer) is not None
 
 
 def layout(scheme: QuantizationScheme) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gs_compressed_tensors import caches
-from gs_compressed_tensors.config import INTEGER, METHOD, PACKED, is_expert, layout, online_of, scheme_of, to_config
+from gs_compressed_tensors.config import INTEGER, METHOD, PACKED, layout, online_of, scheme_of, to_config
 from gs_compressed_tensors.packing import pack_rows, unpack_rows
 from gs_core import (
     Array,
@@ -25,6 +25,7 @@ from gs_core import (
     numerics,
 )
 from gs_core.arrays import RawTensor, from_raw, to_numpy, to_raw
+from gs_core.engines import fit_experts, fused_conflicts
 from gs_core.interfaces import LayerNumbers
 from gs_core.storage import INDEX, Checkpoint, DerivedTensor, copy_file, write_json, write_safetensors
 
@@ -65,35 +66,15 @@ class CompressedTensors(CheckpointFormat):
         return caches.unsupported(cache, args)
 
     def fit(self, layer: LayerInfo, scheme: QuantizationScheme) -> tuple[QuantizationScheme, str] | None:
-        """Engines have kernels for int8 experts with activations per token alone."""
-        if is_expert(layer.name) and scheme.inputs is not None and scheme.inputs.dynamic is False:
-            inputs = QuantizationArgs(format=scheme.inputs.format, granularity="token", dynamic=True)
-            fitted = QuantizationScheme(weights=scheme.weights, inputs=inputs)
-            return fitted, "engines quantize the activations of experts per token"
-        return None
+        return fit_experts(layer, scheme)
 
     def layout(self, scheme: QuantizationScheme) -> str:
         return layout(scheme)
 
     def conflicts(self, layers: Mapping[str, QuantizationScheme | None]) -> list[str]:
-        """Engines fuse the projections of one module that share an input (q, k, v; gate, up): one scheme each. All
-        caches have one scheme."""
-        fused = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
-        found = caches.conflicts({name: s.kv_cache for name, s in layers.items() if s and s.weights is None})
-        for layer, scheme in layers.items():
-            parent, _, leaf = layer.rpartition(".")
-            for family in fused:
-                if leaf not in family:
-                    continue
-                for other in sorted(family - {leaf}):
-                    sibling = f"{parent}.{other}"
-                    if sibling in layers and layers[sibling] != scheme and layer < sibling:
-                        mine, its = (s.describe() if s else "float" for s in (scheme, layers[sibling]))
-                        found.append(
-                            f"{layer} is {mine} and {sibling} is {its}: engines fuse them into one product; "
-                            "give both the same scheme"
-                        )
-        return found
+        """Of fused layers, and of caches, all of which have one scheme."""
+        cached = {name: scheme.kv_cache for name, scheme in layers.items() if scheme and scheme.weights is None}
+        return caches.conflicts(cached) + fused_conflicts(layers)
 
     def remarks(self, online: Collection[str]) -> Sequence[str]:
         if not online:

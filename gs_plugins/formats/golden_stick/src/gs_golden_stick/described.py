@@ -14,16 +14,16 @@ from gs_core import (
     LayerInfo,
     LinearMap,
     Output,
-    QuantizationArgs,
     QuantizationScheme,
     QuantizedTensor,
     StaticInput,
     hookimpl,
 )
+from gs_core.engines import fit_experts, fused_conflicts
 from gs_core.interfaces import LayerNumbers
 from gs_core.storage import INDEX, Checkpoint, Tensor, copy_file, write_json, write_safetensors
 from gs_golden_stick import caches
-from gs_golden_stick.labels import DESCRIPTIONS, FLOAT, FUSED, describe, is_expert, label
+from gs_golden_stick.labels import DESCRIPTIONS, FLOAT, describe, label
 from gs_golden_stick.reading import read
 
 WIDTH = 32  # int4 kernels take groups of a multiple of this many input features
@@ -71,32 +71,14 @@ class Described(CheckpointFormat):
         return None
 
     def fit(self, layer: LayerInfo, scheme: QuantizationScheme) -> tuple[QuantizationScheme, str] | None:
-        """Grouped products of experts quantize activations per token alone."""
-        if is_expert(layer.name) and scheme.inputs is not None and scheme.inputs.dynamic is False:
-            inputs = QuantizationArgs(format=scheme.inputs.format, granularity="token", dynamic=True)
-            fitted = QuantizationScheme(weights=scheme.weights, inputs=inputs)
-            return fitted, "engines quantize the activations of experts per token"
-        return None
+        return fit_experts(layer, scheme)
 
     def layout(self, scheme: QuantizationScheme) -> str:
         """The type that the description gives the layer's tensors."""
         return label(scheme)
 
     def conflicts(self, layers: Mapping[str, QuantizationScheme | None]) -> list[str]:
-        """Engines fuse the projections of one module that share an input, and refuse two types among them."""
-        found = []
-        for layer, scheme in layers.items():
-            parent, _, leaf = layer.rpartition(".")
-            family = next((family for family in FUSED if leaf in family), frozenset())
-            for other in sorted(family):
-                sibling = f"{parent}.{other}"
-                if layer < sibling and sibling in layers and layers[sibling] != scheme:
-                    mine, its = (s.describe() if s else "float" for s in (scheme, layers[sibling]))
-                    found.append(
-                        f"{layer} is {mine} and {sibling} is {its}: engines fuse them into one product; "
-                        "give both the same scheme"
-                    )
-        return found
+        return fused_conflicts(layers)
 
     # --- writing -------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from gs_core import Array, LayerInfo, LinearMap
 from gs_core.arrays import astype, to_numpy
-from gs_golden_stick.labels import FUSED, is_expert
+from gs_core.engines import FUSED, is_expert
 
 LABEL = "W4A4_FLATQUANT_DYNAMIC"
 PARTS = ("left_trans", "right_trans", "clip_ratio")

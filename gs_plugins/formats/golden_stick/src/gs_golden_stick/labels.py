@@ -1,6 +1,5 @@
-"""The types that descriptions give to tensors (``W8A8_DYNAMIC``), and which layers share one."""
+"""The types that descriptions give to tensors (``W8A8_DYNAMIC``)."""
 
-import re
 from collections.abc import Iterable, Mapping
 
 from gs_golden_stick import caches
@@ -9,7 +8,6 @@ from gs_schemas import QuantizationScheme
 FLOAT = "FLOAT"
 DESCRIPTIONS = ("quantization_description.json", "quant_model_description.json")
 """Golden Stick's and msModelSlim's."""
-FUSED = (frozenset({"q_proj", "k_proj", "v_proj"}), frozenset({"gate_proj", "up_proj"}))
 
 
 def label(scheme: QuantizationScheme) -> str:
@@ -18,11 +16,6 @@ def label(scheme: QuantizationScheme) -> str:
     if scheme.inputs is None:
         return f"W{scheme.weights.bits}A16"
     return f"W{scheme.weights.bits}A{scheme.inputs.bits}{'_DYNAMIC' if scheme.inputs.dynamic else ''}"
-
-
-def is_expert(layer: str) -> bool:
-    """Whether the layer is one of a mixture's numbered experts."""
-    return re.search(r"(^|\.)experts\.\d+\.", layer) is not None
 
 
 def describe(schemes: Mapping[str, QuantizationScheme], tensors: Iterable[str]) -> dict[str, str]:
