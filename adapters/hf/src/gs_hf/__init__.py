@@ -7,7 +7,6 @@ from typing import Any
 from gs_core import Adapter, Model
 from gs_core.storage import Checkpoint
 
-
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 """torch reads it before its first allocation: large tensors lie in large pages from then on. Where each product is made
 in fresh memory, faults of small ones take a tenth of the time."""
