@@ -1,7 +1,9 @@
 """Prove it: after a transform the float block must compute what it computed before, on real activations."""
 
+from collections import Counter
 from collections.abc import Sequence
 
+from gs_core.arrays import Array
 from gs_core.interfaces import Batch, Block, Transform
 from gs_core.probing import on_few
 from gs_core.watching import channel_error
@@ -9,7 +11,7 @@ from gs_core.watching import channel_error
 PROOF_TOLERANCE = 1e-3
 """A transform is kept when the channels of the block's output change by less than this on average, in float32."""
 SAMPLES, TOKENS = 2, 64
-"""To prove it on: a channel that computes something else does so for every token."""
+"""To prove it on, where all of them come to every site: a channel that computes something else does so for each."""
 
 
 def apply_proved(
@@ -17,11 +19,20 @@ def apply_proved(
 ) -> tuple[list[Transform], list[tuple[Transform, str]]]:
     """Apply transforms to a block: those that were really applied, and those that were dropped, with reasons.
 
-    All are tried together first, which costs one run of the block; only where that fails is each tried alone.
+    All are tried together first, which costs one run of the block; only where that fails is each tried alone. A few
+    tokens do, but for sites that see some of them alone, those of experts: these are proved on the whole batch.
     """
     if not transforms:
         return [], []
-    before, batch = on_few(lambda few: block.run(*few)["hidden"], batch, SAMPLES, TOKENS)
+    seen: Counter[str] = Counter()
+
+    def run(tried: Batch) -> Array:
+        seen.clear()
+        return block.run(*tried, lambda site, x: seen.update({site: x.shape[0]}))["hidden"]
+
+    before, few = on_few(run, batch, SAMPLES, TOKENS)
+    if any(seen[site] < few[0].size for transform in transforms for site in transform.sites):
+        before, few = run(batch), batch
 
     def attempt(chosen: Sequence[Transform]) -> tuple[list[Transform], str | None]:
         applied, undos = [], []
@@ -30,7 +41,7 @@ def apply_proved(
                 effective, undo = block.apply(transform)
                 applied.append(effective)
                 undos.append(undo)
-            change = channel_error(before, block.run(*batch)["hidden"])
+            change = channel_error(before, block.run(*few)["hidden"])
             if change <= PROOF_TOLERANCE:
                 return applied, None
             refused = f"the float block changes by {change:.1e}, over {PROOF_TOLERANCE:.0e}"
