@@ -161,17 +161,19 @@ class _Line:
         static = {name: site.static_input() for name, site in watch.sites.items()}
         caches = watch.static_caches()
         self._quantize(block, quantizing, watch, static)
-        self._pack_caches(watch, caches)
+        self._pack_caches(block, watch, caches)
         if self.batches and self._has_next and not self.plan.float_only:
             self._stage("propagate")
             self._propagate(block, watch.as_seen())
         self.outcome.packed += block.rest({layer.name for layer in quantizing})
         return self.outcome
 
-    def _pack_caches(self, watch: Watch, static: Mapping[str, StaticInput | None]) -> None:
+    def _pack_caches(self, block: Block, watch: Watch, static: Mapping[str, StaticInput | None]) -> None:
         for row in dict.fromkeys(self.caches.values()):
             assert row.args is not None
-            numbers = CacheNumbers(row.args, {site.kind: static[site.name] for site in row.cache.sites})
+            maps = {site.kind: block.online.get(site.name) for site in row.cache.sites}
+            kinds = {site.kind: static[site.name] for site in row.cache.sites}
+            numbers = CacheNumbers(row.args, kinds, maps.get("key"))
             self.outcome.packed += self.plan.format.pack_cache(row.cache, numbers).items()
             for site in row.cache.sites:
                 seen = watch.sites.get(site.name)
@@ -189,17 +191,21 @@ class _Line:
                         "error": error,
                         "tokens": seen.tokens if seen else 0,
                     }
+                    | ({} if (online := maps[site.kind]) is None else {"online": online.describe()})
                 )
 
     def _algorithms(self, hook: str) -> list[str]:
-        named = [n for row in self.rows.values() for n in row.algorithms]
+        named = {n for row in self.rows.values() for n in row.algorithms}
+        named |= {n for row in self.caches.values() for n in row.mapping} if hook == "smooth" else set()
         return [n for n in self.plan.algorithms if n in named and implements(self.plan.algorithms[n], hook)]
 
     def _smooth(self, name: str, block: Block, layers: Sequence[Layer], watch: Watch) -> None:
         self._stage("smooth")
         mine = [layer for layer in layers if name in self.rows[layer.name].algorithms]
+        keys = [block.sites[n] for n, row in self.caches.items() if name in row.mapping]
+        keys = [site for site in keys if site.kind == "key"]
         data, record = self._all_data(watch), self._recorder(block, name)
-        transforms = self.stages.smooth(name, block, mine, watch.observed(name), data, record)
+        transforms = self.stages.smooth(name, block, mine, watch.observed(name), data, record, keys)
         if not transforms:
             self.outcome.notes.append(f"{block.name}: {name} found nowhere to fold a scale")
         refused = [(t, why) for t in transforms if (why := self._refusal(block, t))]
@@ -215,6 +221,8 @@ class _Line:
         """Why the checkpoint could not say it."""
         if not isinstance(transform, SiteTransform):
             return None
+        if block.sites[transform.site].kind != "input":
+            return self._refusal_of_keys(transform)
         layers = block.sites[transform.site].layers
         floating = [n for n in layers if self.rows[n].scheme is None]
         if floating:
@@ -225,6 +233,13 @@ class _Line:
             if (s := self.rows[n].scheme)
         )
         return next((why for why in asked if why), None)
+
+    def _refusal_of_keys(self, transform: SiteTransform) -> str | None:
+        if transform.site not in self.caches:
+            return "it stays in floating point"
+        if transform.map.kind not in self.plan.format.holds_keys:
+            return f"this checkpoint format holds no {transform.map.kind} map of cached keys"
+        return None
 
     def _quantize(
         self, block: Block, layers: Sequence[Layer], watch: Watch, static: Mapping[str, StaticInput | None]
@@ -349,4 +364,5 @@ def _finished(plan: Plan, journal: Journal) -> Finished:
     aliases = {row.layer.name: row.layer.alias for row in plan.rows if row.layer.alias}
     caches = {row.cache: row.args for row in plan.caches if row.args}
     online = {row["layer"]: row["online"] for record in journal.records for row in record["layers"] if "online" in row}
-    return Finished(plan.model.config(), schemes, kept, plan.model.files(), shards, aliases, caches, online)
+    keys = {row["cache"]: row["online"] for record in journal.records for row in record["caches"] if "online" in row}
+    return Finished(plan.model.config(), schemes, kept, plan.model.files(), shards, aliases, caches, online, keys)

@@ -38,12 +38,13 @@ class Row:
 @dataclass(frozen=True)
 class CacheRow:
     """What happens to what one attention module caches, and why. ``args`` is ``None`` when it stays in floating
-    point; ``cache.sites`` are those that are quantized; ``algorithm`` observes them."""
+    point; ``cache.sites`` are those that are quantized; ``algorithm`` observes them; ``mapping`` map its keys."""
 
     cache: CacheInfo
     args: QuantizationArgs | None
     algorithm: str
     reason: str
+    mapping: tuple[str, ...] = ()
 
     @property
     def scheme(self) -> QuantizationScheme:
@@ -94,7 +95,9 @@ class Plan:
         return not static and all(needs.float_only for _, needs in self._needs() if needs.data)
 
     def _needs(self) -> set[tuple[str, Needs]]:
-        return {(n, self.algorithms[n].needs(row.scheme)) for row in self.rows if row.scheme for n in row.algorithms}
+        asked = {(n, row.scheme) for row in self.rows if row.scheme for n in row.algorithms}
+        asked |= {(n, row.scheme) for row in self.caches for n in row.mapping}
+        return {(n, self.algorithms[n].needs(scheme)) for n, scheme in asked}
 
     def table(self) -> list[dict[str, Any]]:
         """The rows as plain data, in the order of execution, then kept modules, then caches."""
@@ -131,7 +134,7 @@ class Plan:
             "layer": row.cache.name,
             "shape": None,
             "scheme": row.scheme.describe(),
-            "algorithms": [row.algorithm] if row.args else [],
+            "algorithms": [*row.mapping, row.algorithm] if row.args else [],
             "adapter": self.adapter,
             "format": self.recipe.format if row.args else "",
             "kernel": "",
@@ -192,17 +195,23 @@ def make(
         rows.append(Row(layer, scheme, chosen, kernel, reason))
     _smooth_once(rows, instances, algorithms, problems)
     caches = _caches(recipe, model, algorithms, checkpoint_format, problems)
+    for name, algorithm in algorithms.items():
+        if algorithm.maps_keys and not any(name in row.mapping for row in caches):
+            fixes = " or ".join(algorithm.maps_keys.values())
+            problems.add(f"algorithm '{name}' finds no quantized keys to map; give scheme a kv_cache, or {fixes}")
     schemes = {row.layer.name: row.scheme for row in rows} | {row.cache.name: row.scheme for row in caches}
     for why in checkpoint_format.conflicts(schemes):
         problems.add(why)
-    _rotate(model, {n: a for n, a in algorithms.items() if any(n in row.algorithms for row in rows)}, problems)
+    acting = {n for row in rows for n in row.algorithms} | {n for row in caches for n in row.mapping}
+    _rotate(model, {n: a for n, a in algorithms.items() if n in acting}, problems)
     remarks = [
         f"{n}: {remark}"
         for n, algorithm in algorithms.items()
         for remark in algorithm.remarks([row.layer for row in rows if n in row.algorithms])
     ]
     kinds = {k for row in rows for n in row.algorithms for k in algorithms[n].leaves_online(row.layer, model.hidden)}
-    remarks += checkpoint_format.remarks(kinds)
+    keys = {kind for row in caches for n in row.mapping for kind in algorithms[n].maps_keys}
+    remarks += checkpoint_format.remarks(kinds, keys)
     warnings = [*model.warnings, *remarks, *_unmatched(recipe, model, problems)]
     if not any(row.scheme for row in rows) and not any(row.args for row in caches):
         problems.add("no layer is left to quantize: every one is ignored or overridden to float")
@@ -271,7 +280,9 @@ def _caches(
     for cache in model.caches:
         scheme, specs, reason = recipe.rule_for(cache.name)
         args = scheme.kv_cache if scheme else None
-        named = [name for spec in specs if (name := _name(instances, spec)) in treating]
+        asked = [_name(instances, spec) for spec in specs]
+        named = [name for name in asked if name in treating]
+        mapping = tuple(name for name in asked if args is not None and algorithms[name].maps_keys)
         if args is None:
             reason = reason if scheme is None else f"{reason}: its scheme has no kv_cache"
         elif len(named) != 1:
@@ -281,8 +292,11 @@ def _caches(
             narrowed = replace(cache, sites=tuple(site for site in cache.sites if site.kind in treated))
             for why in _cache_objections(narrowed, args, named[0], algorithms[named[0]], checkpoint_format):
                 problems.add(why, cache.name)
+            for name in mapping:
+                for why in _key_objections(narrowed, named[0], name, algorithms[name].maps_keys, checkpoint_format):
+                    problems.add(why, cache.name)
             cache = narrowed
-        rows.append(CacheRow(cache, args, named[0] if args and named else "", reason))
+        rows.append(CacheRow(cache, args, named[0] if args and named else "", reason, mapping))
     return tuple(rows)
 
 
@@ -312,6 +326,20 @@ def _cache_objections(
     found += [f"algorithm '{name}': {why}" for why in [algorithm.unsupported_cache(cache, args)] if why]
     found += [why for why in [checkpoint_format.unsupported_cache(cache, args)] if why]
     return list(dict.fromkeys(found))
+
+
+def _key_objections(
+    cache: CacheInfo, scaling: str, name: str, kinds: Mapping[str, str], checkpoint_format: CheckpointFormat
+) -> list[str]:
+    """Why the keys of this cache cannot be mapped so; empty when they can."""
+    fixes = " or ".join(kinds.values())
+    if not any(site.kind == "key" for site in cache.sites):
+        return [f"algorithm '{name}' maps keys after their rotation, and '{scaling}' quantizes none of those; {fixes}"]
+    return [
+        f"algorithm '{name}': this checkpoint format holds no {kind} map of cached keys; {fix}"
+        for kind, fix in kinds.items()
+        if kind not in checkpoint_format.holds_keys
+    ]
 
 
 def load_algorithm(name: str, options: Mapping[str, Any]) -> Algorithm:

@@ -75,11 +75,12 @@ def _apply(block: "HFBlock", transform: Transform, keep: Keep) -> Transform:
             bias.copy_(map.apply(bias))
         feed(block, transform.sites, map.inverse_transpose.apply, keep)
     else:
-        _check_alone(block, transform.site)
-        why = transform.map.objection(block.sites[transform.site].features)
+        why = transform.objection(block.sites[transform.site])
         if why:
             raise ValueError(f"{transform.site}: {why}")
-        feed(block, transform.sites, transform.map.inverse_transpose.apply, keep)
+        if block.sites[transform.site].kind == "input":
+            _check_alone(block, transform.site)
+            feed(block, transform.sites, transform.map.inverse_transpose.apply, keep)
         block.online = {**block.online, transform.site: transform.map}
     return transform
 

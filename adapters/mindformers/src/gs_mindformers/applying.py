@@ -77,11 +77,12 @@ def _apply(block: "MFBlock", transform: Transform, keep: Keep) -> Transform:
         change_rows(block, fold.producer, map.apply, keep)
         _feed(block, transform.sites, map.inverse_transpose.apply, keep)
     else:
-        _check_alone(block, transform.site)
-        why = transform.map.objection(block.sites[transform.site].features)
+        why = transform.objection(block.sites[transform.site])
         if why:
             raise ValueError(f"{transform.site}: {why}")
-        _feed(block, transform.sites, transform.map.inverse_transpose.apply, keep)
+        if block.sites[transform.site].kind == "input":
+            _check_alone(block, transform.site)
+            _feed(block, transform.sites, transform.map.inverse_transpose.apply, keep)
         block.online = {**block.online, transform.site: transform.map}
     return transform
 
