@@ -74,6 +74,17 @@ def test_transformers_reads_keys_and_values_back_as_we_do(exported, data, transf
     assert 14.64 < ours < 14.66
 
 
+def test_the_library_rotates_queries_and_keys_as_we_do(exported, data, transformers_perplexity):
+    """R3: what we take back to unrotated keys after the cache is there the product of rotated queries and keys."""
+    scheme = {"kv_cache": {"format": "int8", "granularity": "head"}}
+    rotated = {"hadamard": {"r1": False, "r2": False, "r3": True}}
+    folder = exported("tiny-llama", "kv8", scheme=scheme, algorithms=[rotated, "kv_cache"])
+    ours = evaluate(folder, data.evaluation).perplexity
+    assert transformers_perplexity(folder, "--transforms") == pytest.approx(ours, rel=1e-5)
+    assert transformers_perplexity(folder) != pytest.approx(ours, rel=1e-5), "without them other keys are rounded"
+    assert 14.62 < ours < 14.64
+
+
 # --- words of packed codes, by the library that defined them -----------------------------------------------------
 
 

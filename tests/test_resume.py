@@ -12,7 +12,8 @@ SCRIPT = Path(__file__).with_name("kill_and_resume.py")
 W4A4 = {"weights": {"format": "int4"}, "inputs": {"format": "int4", "granularity": "token", "dynamic": True}}
 FLATQUANT = {"scheme": W4A4, "algorithms": [{"flatquant": {"epochs": 1, "lac": True}}], "format": "ascend"}
 AUTOROUND = {"scheme": "W4A16", "algorithms": [{"autoround": {"steps": 3}}]}
-HADAMARD = {"scheme": "W4A4", "algorithms": [{"hadamard": {"r4": True}}, "gptq"]}
+W4A4_KV8 = W4A4 | {"kv_cache": {"format": "int8", "granularity": "head"}}
+HADAMARD = {"scheme": W4A4_KV8, "algorithms": [{"hadamard": {"r3": True, "r4": True}}, "gptq", "kv_cache"]}
 
 
 def contents(folder: Path) -> dict[str, bytes | dict]:

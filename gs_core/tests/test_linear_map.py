@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gs_core import LinearMap
-from gs_core.interfaces import through
+from gs_core.interfaces import Site, SiteTransform, through
 
 sizes = st.lists(st.sampled_from([1, 2, 3, 4]), max_size=3)
 
@@ -87,12 +87,39 @@ def test_damaged_arrays_are_refused() -> None:
 
 def test_a_listener_sees_what_the_map_made() -> None:
     doubling, x = LinearMap(scale=np.full(3, 0.5)), np.ones((2, 3))
-    seen = []
-    listen = through({"s": doubling}, lambda name, x: seen.append((name, x.copy())))
+    seen, sites = [], {"s": Site("s", 3, ("layer",))}
+    listen = through({"s": doubling}, sites, lambda name, x: seen.append((name, x.copy())))
     assert listen is not None
     assert np.array_equal(listen("s", x), 2 * x), "what no listener replaced is still mapped"
     assert listen("other", x) is None
     assert [(name, float(x[0, 0])) for name, x in seen] == [("s", 2.0), ("other", 1.0)]
-    assert through({}, None) is None, "nothing to do costs nothing"
-    replaced = through({"s": doubling}, lambda name, x: x + 1)
+    assert through({}, sites) is None, "nothing to do costs nothing"
+    replaced = through({"s": doubling}, sites, lambda name, x: x + 1)
     assert np.array_equal(replaced("s", x), 2 * x + 1)
+
+
+def test_what_is_read_back_of_a_cache_has_gone_back_through_the_map() -> None:
+    """So that ``(q P⁻ᵀ) (k P)ᵀ`` is ``q kᵀ`` though nobody touches the query."""
+    random = np.random.default_rng(0)
+    x, seen = random.standard_normal((5, 6)), []
+    online, sites = {"k": LinearMap((random.standard_normal((3, 3)),))}, {"k": Site("k", 6, (), "key", heads=2)}
+    assert np.allclose(through(online, sites)("k", x), x), "nothing is quantized"
+    listen = through(online, sites, lambda name, mapped: seen.append(mapped) or np.round(mapped))
+    assert np.allclose(listen("k", x) @ online["k"].dense(6), np.round(seen[0]))
+    assert np.allclose(seen[0], online["k"].apply(x))
+
+
+@pytest.mark.parametrize(
+    ("site", "why"),
+    [
+        (Site("s", 8, ("layer",)), None),
+        (Site("s", 6, ("layer",)), "its factors 4 do not divide 6 features"),
+        (Site("s", 8, (), "key", heads=2), None),
+        (Site("s", 12, (), "key", heads=6), "its factors mix 4 channels, a head has 2"),
+        (Site("s", 8, (), "unrotated_key", heads=2), "keys after their rotation can be mapped, not s"),
+        (Site("s", 8, (), "value", heads=2), "keys after their rotation can be mapped, not s"),
+    ],
+)
+def test_which_sites_can_be_mapped(site: Site, why: str | None) -> None:
+    found = SiteTransform("s", LinearMap((np.eye(4),))).objection(site)
+    assert found is None if why is None else why in str(found)

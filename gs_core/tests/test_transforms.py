@@ -25,7 +25,7 @@ def losses(folder) -> np.ndarray:
     batch = (TEXT[:200].reshape(10, 20), None)
     for index in range(len(opened.model.blocks)):
         block = opened.model.block(index, batch)
-        block.online = evaluation.online(block, opened.numbers)
+        block.online = evaluation.online(block, opened)
         batch = after(block, batch)
     return opened.model.losses(*batch)
 

@@ -40,7 +40,16 @@ def load(folder: str, dtype: str, dequantize: bool, transforms: bool = False) ->
         for group in config["config_groups"].values():  # what went into a weight is in the one that was stored
             group["apply"] = [entry for entry in group["apply"] if not entry["location"].startswith("weight_")]
         apply_transform_config(model, TransformConfig.model_validate(config))
+        _leave_queries(model)
     return model
+
+
+def _leave_queries(model: Any) -> None:
+    """compressed-tensors 0.20 takes the numbers of a cache for those of queries too, once it has hooked attention to
+    transform them, and then misses their scale."""
+    for attention in [module for module in model.modules() if hasattr(module, "impl")]:
+        attention.impl.register_forward_pre_hook(lambda _, given: setattr(given[0], "quantization_enabled", False))
+        attention.impl.register_forward_hook(lambda _, given, __: setattr(given[0], "quantization_enabled", True))
 
 
 def assert_nothing_of_ours() -> None:

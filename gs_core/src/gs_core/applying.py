@@ -109,14 +109,17 @@ def _apply(block: WritableBlock, transform: Transform, keep: Keep) -> Transform:
             raise ValueError(f"{producer}: mixes channels in groups of {head}, not of {map.block}")
         change_outputs(block, producer, map.apply, keep)
     else:
-        # An engine sends the input of layers through a map, not that of other modules which share it.
-        stranger = block.stranger(transform.site)
-        if stranger:
-            raise ValueError(f"{stranger} shares the input and is no layer to be quantized")
-        why = map.objection(block.sites[transform.site].features)
+        site = block.sites[transform.site]
+        why = transform.objection(site)
         if why:
             raise ValueError(f"{transform.site}: {why}")
+        # An engine sends the input of layers through a map, not that of other modules which share it.
+        stranger = block.stranger(transform.site) if site.kind == "input" else None
+        if stranger:
+            raise ValueError(f"{stranger} shares the input and is no layer to be quantized")
         block.online = {**block.online, transform.site: map}
+        if site.kind != "input":
+            return transform
     change_inputs(block, transform.sites, map.inverse_transpose.apply, keep)
     return transform
 

@@ -9,7 +9,7 @@ from gs_core import calibration
 from gs_core.api import Opened, open_source
 from gs_core.arrays import RawTensor, to_raw
 from gs_core.errors import CalibrationError, PlanError
-from gs_core.interfaces import Adapter, Block, LayerNumbers, OnSite, StaticInput
+from gs_core.interfaces import Adapter, Block, OnSite, StaticInput
 from gs_core.linear_map import LinearMap
 from gs_core.pipeline import Progress
 from gs_core.watching import Cached, fake_quantizer
@@ -54,7 +54,7 @@ def evaluate(
     for index in range(blocks):
         progress("evaluate", index, blocks)
         block = opened.model.block(index, (batches[0], states[0]))
-        block.online = online(block, opened.numbers)
+        block.online = online(block, opened)
         on_site = _on_site(block, opened)
         for number, batch in enumerate(batches):
             outputs = block.run(batch, states[number], on_site)
@@ -81,9 +81,13 @@ def _windows(text: str | Path | np.ndarray, windows: int, seq_len: int, tokenize
     return np.ascontiguousarray(found[: windows * seq_len].reshape(windows, seq_len))
 
 
-def online(block: Block, numbers: dict[str, LayerNumbers]) -> dict[str, LinearMap]:
+def online(block: Block, opened: Opened) -> dict[str, LinearMap]:
     """The maps that the checkpoint leaves to be computed, by site."""
+    numbers, caches = opened.numbers, opened.caches
     found = {site.name: [numbers[n].online for n in site.layers if n in numbers] for site in block.sites.values()}
+    for cache in opened.model.caches:
+        if cache.block == block.index and cache.name in caches:
+            found |= {site.name: [caches[cache.name].online] for site in cache.sites if site.kind == "key"}
     return {site: maps[0] for site, maps in found.items() if maps and maps[0] is not None}
 
 

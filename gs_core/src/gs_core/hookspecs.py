@@ -33,9 +33,16 @@ def observe(site: Site, scheme: QuantizationScheme) -> Accumulator | None:
 
 @hookspec(firstresult=True)
 def smooth(  # type: ignore[empty-body]
-    block: Block, layers: Sequence[Layer], observed: Mapping[str, Any], data: Data, record: Record
+    block: Block,
+    layers: Sequence[Layer],
+    keys: Sequence[Site],
+    observed: Mapping[str, Any],
+    data: Data,
+    record: Record,
 ) -> Sequence[Transform]:
     """Asked once for each block: transforms that leave the float function as it was.
+
+    ``keys`` are the sites of the block's quantized keys, for a plugin that maps them (``maps_keys``).
 
     ``observed`` holds the results of this plugin's own accumulators by site name; a site that no token reached
     is missing from it. ``data`` is the block's calibration data, for what learns. ``record`` puts facts about this
@@ -49,7 +56,7 @@ def quantize(  # type: ignore[empty-body]
 ) -> Mapping[str, QuantizedTensor]:
     """Asked once for each block: a quantized tensor for every one of ``layers``, by layer name.
 
-    The other arguments are those of ``smooth``.
+    The other arguments are as those of ``smooth``.
     """
 
 

@@ -127,7 +127,8 @@ class LinearMap:
                 raise ValueError(f"factor_{i} has shape {tuple(factor.shape)}, its description says {size}")
             factors.append(factor)
         scale = arrays["scale"] if description["scaled"] else None
-        return cls(tuple(factors), scale, description["kind"] == "rotation", description.get("keep", 1.0))
+        orthogonal = description["kind"] in ("hadamard", "rotation")
+        return cls(tuple(factors), scale, orthogonal, description.get("keep", 1.0))
 
 
 def _is_sylvester(factor: Factor) -> bool:

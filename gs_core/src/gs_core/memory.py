@@ -9,7 +9,10 @@ from typing import Any
 LARGE = 8 * 2**20
 """Arrays of this many bytes get memory of their own, which returns to the system with them. The slices that numerics
 work on are smaller: fresh memory for each would cost more than the arithmetic."""
-M_MMAP_THRESHOLD = -3  # malloc.h
+SPARE = 64 * 2**20
+"""Bytes that the heap may keep when they are freed. Without a word glibc would keep next to nothing from then on, and
+every slice would fault its memory in again."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 STATUS = Path("/proc/self/status")
 
 
@@ -35,6 +38,7 @@ def _status(field: str) -> int | None:
 def settle() -> None:
     """Keep large arrays out of the heap, where each would leave a hole that the next does not fit. glibc alone."""
     _call("mallopt", M_MMAP_THRESHOLD, LARGE)
+    _call("mallopt", M_TRIM_THRESHOLD, SPARE)
 
 
 def release() -> None:

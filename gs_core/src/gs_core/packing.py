@@ -75,7 +75,9 @@ def pack_caches(plan: Plan, watch: Watch, static: Mapping[str, StaticInput | Non
     """Add the block's caches to the outcome. static: by site; None for what is dynamic."""
     for row in dict.fromkeys(watch.caches.values()):
         assert row.args is not None
-        numbers = CacheNumbers(row.args, {site.kind: static[site.name] for site in row.cache.sites})
+        maps = {site.kind: watch.block.online.get(site.name) for site in row.cache.sites}
+        kinds = {site.kind: static[site.name] for site in row.cache.sites}
+        numbers = CacheNumbers(row.args, kinds, maps.get("key"))
         outcome.packed += plan.format.pack_cache(row.cache, numbers).items()
         for site in row.cache.sites:
             seen = watch.sites.get(site.name)
@@ -93,4 +95,5 @@ def pack_caches(plan: Plan, watch: Watch, static: Mapping[str, StaticInput | Non
                     "error": error,
                     "tokens": seen.tokens if seen else 0,
                 }
+                | ({} if (online := maps[site.kind]) is None else {"online": online.describe()})
             )

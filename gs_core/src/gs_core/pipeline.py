@@ -158,14 +158,17 @@ class _Line:
         return self.outcome
 
     def _algorithms(self, hook: str) -> list[str]:
-        named = [n for row in self.rows.values() for n in row.algorithms]
+        named = {n for row in self.rows.values() for n in row.algorithms}
+        named |= {n for row in self.caches.values() for n in row.mapping} if hook == "smooth" else set()
         return [n for n in self.plan.algorithms if n in named and implements(self.plan.algorithms[n], hook)]
 
     def _smooth(self, name: str, block: Block, layers: Sequence[Layer], watch: Watch) -> None:
         self._stage("smooth")
         mine = [layer for layer in layers if name in self.rows[layer.name].algorithms]
+        keys = [block.sites[n] for n, row in self.caches.items() if name in row.mapping]
+        keys = [site for site in keys if site.kind == "key"]
         data, record = self._all_data(watch), self._recorder(block, name)
-        transforms = self.stages.smooth(name, block, mine, watch.observed(name), data, record)
+        transforms = self.stages.smooth(name, block, mine, watch.observed(name), data, record, keys)
         if not transforms:
             self.outcome.notes.append(f"{block.name}: {name} found nowhere to fold a scale")
         refused = [(t, why) for t in transforms if (why := self._refusal(block, t))]
@@ -181,6 +184,8 @@ class _Line:
         """Why the checkpoint could not say it."""
         if not isinstance(transform, SiteTransform):
             return None
+        if block.sites[transform.site].kind != "input":
+            return self._refusal_of_keys(transform)
         layers = block.sites[transform.site].layers
         floating = [n for n in layers if self.rows[n].scheme is None]
         if floating:
@@ -191,6 +196,13 @@ class _Line:
             if (s := self.rows[n].scheme)
         )
         return next((why for why in asked if why), None)
+
+    def _refusal_of_keys(self, transform: SiteTransform) -> str | None:
+        if transform.site not in self.caches:
+            return "it stays in floating point"
+        if transform.map.kind not in self.plan.format.holds_keys:
+            return f"this checkpoint format holds no {transform.map.kind} map of cached keys"
+        return None
 
     def _quantize(
         self, block: Block, layers: Sequence[Layer], watch: Watch, static: Mapping[str, StaticInput | None]
@@ -276,4 +288,5 @@ def _finished(plan: Plan, journal: Journal) -> Finished:
     aliases = {row.layer.name: row.layer.alias for row in plan.rows if row.layer.alias}
     caches = {row.cache: row.args for row in plan.caches if row.args}
     online = {row["layer"]: row["online"] for record in journal.records for row in record["layers"] if "online" in row}
-    return Finished(plan.model.config(), schemes, kept, plan.model.files(), shards, aliases, caches, online)
+    keys = {row["cache"]: row["online"] for record in journal.records for row in record["caches"] if "online" in row}
+    return Finished(plan.model.config(), schemes, kept, plan.model.files(), shards, aliases, caches, online, keys)

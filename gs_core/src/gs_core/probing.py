@@ -21,6 +21,8 @@ from gs_core.linear_map import LinearMap
 
 SAMPLES, TOKENS = 2, 16
 TOLERANCE = 1e-4
+HEAD = 1024
+"""Channels of the largest head that is looked for."""
 DIGIT = 4
 """Bits of a channel's number that one run tells: powers of two up to 2**15 pass through floating point exactly."""
 
@@ -164,7 +166,8 @@ def _reached_by_layer(
         base = prober.base.at.get(site)
         if site == own_site or base is None or not _same_shape(x, base) or x.shape[-1] % channels:
             continue
-        if _columns_close(x, base).all():  # it lies before the layer, or beside it
+        once, twice = _columns_close(x, base), _columns_close(x, base * 2)
+        if once.all() or not (once | twice).all():  # it lies before the layer, or beside it; or behind something else
             continue
         if x.shape[-1] == channels and close(x, base * scale):
             index = None
@@ -189,10 +192,17 @@ def _head(prober: Prober, name: str, channels: int, site: str, index: np.ndarray
         seen = prober.run((name, mixed, channels), {site: mixed})
         return close(seen.at[site], mixed.apply(base)) and prober.unchanged(seen)
 
-    sizes = [size for size in range(2, channels + 1) if channels % size == 0 and base.shape[-1] % size == 0]
+    sizes = [n for n in range(2, min(channels, HEAD) + 1) if channels % n == 0 and base.shape[-1] % n == 0]
     if not sizes or not passes(sizes[0]):
         return 1
-    return next(size for size in reversed(sizes) if passes(size))
+    # Each channel takes on the first one of its group: only within a head does it come out that way.
+    added = np.eye(sizes[-1], dtype=np.float32)
+    added[0, :] = 1
+    x = prober.run((name, LinearMap((prober.asarray(added),)), channels)).at[site][:, : sizes[-1]]
+    wanted = base[:, : sizes[-1]] + base[:, :1]
+    wanted[:, 0] = base[:, 0]
+    together = int(np.argmin([*_columns_close(x, wanted), False]))
+    return next(size for size in reversed(sizes) if size == sizes[0] or (size <= together and passes(size)))
 
 
 def _in_groups(index: np.ndarray, size: int) -> bool:

@@ -92,9 +92,10 @@ class Stages:
         observed: Mapping[str, Any],
         data: Data = NO_DATA,
         record: Record = unrecorded,
+        keys: Sequence[Site] = (),
     ) -> list[Transform]:
         given = {"block": block, "layers": layers, "observed": observed, "data": data, "record": record}
-        answer = self._call("smooth", name, **given) or ()
+        answer = self._call("smooth", name, keys=keys, **given) or ()
         ok = isinstance(answer, Sequence) and all(isinstance(t, Transform) for t in answer)
         self._answer("smooth", name, ok, answer, "a list of transforms")
         return list(answer)

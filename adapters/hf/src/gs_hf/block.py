@@ -86,7 +86,7 @@ class HFBlock(WritableBlock):
         on_site: OnSite | None = None,
         weights: Mapping[str, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
-        taken, on_site = take_up(previous, self.model.device), through(self.online, on_site)
+        taken, on_site = take_up(previous, self.model.device), through(self.online, self.sites, on_site)
         on_use = self._listener(on_site, weights or {}) if on_site is not None or weights else None
         on_cache = None if on_site is None else self._cache_listener(on_site)
         return self.compute(tokens, taken, on_use, on_cache, weights is not None)

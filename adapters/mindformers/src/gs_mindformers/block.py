@@ -71,7 +71,7 @@ class MFBlock(WritableBlock):
         on_site: OnSite | None = None,
         weights: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, np.ndarray]:
-        on_site, kept = through(self.online, on_site), Kept(self)
+        on_site, kept = through(self.online, self.sites, on_site), Kept(self)
         for name, weight in (weights or {}).items():
             place = self.model.found.places[name]
             place.of(kept(place.parameter))[...] = weight

@@ -199,10 +199,22 @@ class FoldTransform:
 @dataclass(frozen=True)
 class SiteTransform:
     """A transform that is computed when the model runs: activations of ``site`` go through ``map``, the weights of
-    its layers through its inverse transpose. The checkpoint format must hold maps of its ``kind``."""
+    its layers through its inverse transpose. The checkpoint format must hold maps of its ``kind``.
+
+    A cached key feeds no weights but is multiplied by queries, and those go through the inverse transpose; or, which
+    is the same product, what is read back of the cache goes back through the map (``through``).
+    """
 
     site: str
     map: LinearMap
+
+    def objection(self, site: Site) -> str | None:
+        """Why the site that it names cannot take it, or ``None``."""
+        if site.kind not in ("input", "key"):
+            return f"inputs of layers and keys after their rotation can be mapped, not {site.name}"
+        if site.heads and (site.features // site.heads) % self.map.block:
+            return f"its factors mix {self.map.block} channels, a head has {site.features // site.heads}"
+        return self.map.objection(site.features)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -220,15 +232,19 @@ OnSite = Callable[[str, Array], "Array | None"]
 """Called with a site's name and its activation; what it returns, unless None, takes the activation's place."""
 
 
-def through(online: Mapping[str, LinearMap], on_site: OnSite | None) -> OnSite | None:
-    """An ``on_site`` that sends activations through their site's map before ``on_site`` sees them."""
+def through(online: Mapping[str, LinearMap], sites: Mapping[str, Site], on_site: OnSite | None = None) -> OnSite | None:
+    """An ``on_site`` that sends activations through their site's map before ``on_site`` sees them. What attention
+    reads back of a cache has gone back through the map: a block's queries stay as they are."""
     if not online:
         return on_site
 
     def replace(name: str, x: Array) -> Array | None:
-        mapped = online[name].apply(x) if name in online else None
-        seen = None if on_site is None else on_site(name, x if mapped is None else mapped)
-        return mapped if seen is None else seen
+        if name not in online:
+            return None if on_site is None else on_site(name, x)
+        mapped = online[name].apply(x)
+        seen = None if on_site is None else on_site(name, mapped)
+        taken = mapped if seen is None else seen
+        return taken if sites[name].kind == "input" else online[name].undo(taken)
 
     return replace
 
@@ -391,3 +407,5 @@ class CacheNumbers:
 
     args: QuantizationArgs
     static: Mapping[SiteKind, StaticInput | None]
+    online: LinearMap | None = None
+    """What the keys of each head go through before they are quantized; queries go through its inverse transpose."""

@@ -150,6 +150,12 @@ class Algorithm:
         ``hidden``: features of the residual stream, where known."""
         return {}
 
+    @property
+    def maps_keys(self) -> Mapping[str, str]:
+        """Kinds of maps that it may put at the quantized keys of a cache, each with what to change so that it does not
+        (``set r3: false``). One that maps none has no part in caches."""
+        return {}
+
     def residual(self, features: int) -> LinearMap | None:
         """The rotation that it wants of the whole model's residual stream. Asked once, while planning."""
         return None
@@ -218,6 +224,8 @@ class Finished:
     """Args of every cache that is quantized; its ``sites`` are those that are."""
     online: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """``LinearMap.describe()`` of the map at a layer's site, by layer; layers without one are missing."""
+    keys: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The same of the maps that cached keys go through, by the names of ``caches``."""
 
 
 class CheckpointFormat:
@@ -228,7 +236,9 @@ class CheckpointFormat:
     holds_group_index: ClassVar[bool] = False
     """Whether it can say that a group's input features are not neighbours."""
     holds_online: ClassVar[frozenset[str]] = frozenset()
-    """Kinds of maps (``LinearMap.kind``) at sites that it can hold, to be computed at run time."""
+    """Kinds of maps (``LinearMap.kind``) at inputs that it can hold, to be computed at run time."""
+    holds_keys: ClassVar[frozenset[str]] = frozenset()
+    """Kinds of maps of cached keys that it can hold, likewise."""
 
     def unsupported(self, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:
         """Why it cannot hold this layer so, or ``None``. Asked while planning."""
@@ -267,9 +277,9 @@ class CheckpointFormat:
         attention module is named too, with a scheme that has no weights."""
         return []
 
-    def remarks(self, online: Collection[str]) -> Sequence[str]:
-        """What a user should know of a checkpoint that leaves maps of these kinds to be computed at run time. Shown in
-        the plan and the report."""
+    def remarks(self, online: Collection[str], keys: Collection[str]) -> Sequence[str]:
+        """What a user should know of a checkpoint that leaves maps of these kinds to be computed at run time, of inputs
+        and of cached keys. Shown in the plan and the report."""
         return ()
 
     def recognises(self, folder: Path, config: Mapping[str, Any]) -> bool:

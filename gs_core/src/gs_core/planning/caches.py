@@ -31,7 +31,9 @@ def cache_rows(
     for cache in model.caches:
         scheme, specs, reason = recipe.rule_for(cache.name)
         args = scheme.kv_cache if scheme else None
-        named = [name for name in names_of(specs, instances) if name in treating]
+        asked = names_of(specs, instances)
+        named = [name for name in asked if name in treating]
+        mapping = tuple(name for name in asked if args is not None and algorithms[name].maps_keys)
         if args is None:
             reason = reason if scheme is None else f"{reason}: its scheme has no kv_cache"
         elif len(named) != 1:
@@ -41,8 +43,11 @@ def cache_rows(
             narrowed = replace(cache, sites=tuple(site for site in cache.sites if site.kind in treated))
             for why in _cache_objections(narrowed, args, named[0], algorithms[named[0]], checkpoint_format):
                 problems.add(why, cache.name)
+            for name in mapping:
+                for why in _key_objections(narrowed, named[0], name, algorithms[name].maps_keys, checkpoint_format):
+                    problems.add(why, cache.name)
             cache = narrowed
-        rows.append(CacheRow(cache, args, named[0] if args and named else "", reason))
+        rows.append(CacheRow(cache, args, named[0] if args and named else "", reason, mapping))
     return tuple(rows)
 
 
@@ -72,3 +77,17 @@ def _cache_objections(
     found += [f"algorithm '{name}': {why}" for why in [algorithm.unsupported_cache(cache, args)] if why]
     found += [why for why in [checkpoint_format.unsupported_cache(cache, args)] if why]
     return list(dict.fromkeys(found))
+
+
+def _key_objections(
+    cache: CacheInfo, scaling: str, name: str, kinds: Mapping[str, str], checkpoint_format: CheckpointFormat
+) -> list[str]:
+    """Why the keys of this cache cannot be mapped so; empty when they can."""
+    fixes = " or ".join(kinds.values())
+    if not any(site.kind == "key" for site in cache.sites):
+        return [f"algorithm '{name}' maps keys after their rotation, and '{scaling}' quantizes none of those; {fixes}"]
+    return [
+        f"algorithm '{name}': this checkpoint format holds no {kind} map of cached keys; {fix}"
+        for kind, fix in kinds.items()
+        if kind not in checkpoint_format.holds_keys
+    ]

@@ -62,17 +62,23 @@ def make(
         rows.append(Row(layer, scheme, chosen, kernel, reason))
     _smooth_once(rows, instances, algorithms, problems)
     caches = cache_rows(recipe, model, instances, algorithms, checkpoint_format, problems)
+    for name, algorithm in algorithms.items():
+        if algorithm.maps_keys and not any(name in row.mapping for row in caches):
+            fixes = " or ".join(algorithm.maps_keys.values())
+            problems.add(f"algorithm '{name}' finds no quantized keys to map; give scheme a kv_cache, or {fixes}")
     schemes = {row.layer.name: row.scheme for row in rows} | {row.cache.name: row.scheme for row in caches}
     for why in checkpoint_format.conflicts(schemes):
         problems.add(why)
-    _rotate(model, {n: a for n, a in algorithms.items() if any(n in row.algorithms for row in rows)}, problems)
+    acting = {n for row in rows for n in row.algorithms} | {n for row in caches for n in row.mapping}
+    _rotate(model, {n: a for n, a in algorithms.items() if n in acting}, problems)
     remarks = [
         f"{n}: {remark}"
         for n, algorithm in algorithms.items()
         for remark in algorithm.remarks([row.layer for row in rows if n in row.algorithms])
     ]
     kinds = {k for row in rows for n in row.algorithms for k in algorithms[n].leaves_online(row.layer, model.hidden)}
-    remarks += checkpoint_format.remarks(kinds)
+    keys = {kind for row in caches for n in row.mapping for kind in algorithms[n].maps_keys}
+    remarks += checkpoint_format.remarks(kinds, keys)
     warnings = [*model.warnings, *remarks, *_unmatched(recipe, model, problems)]
     if not any(row.scheme for row in rows) and not any(row.args for row in caches):
         problems.add("no layer is left to quantize: every one is ignored or overridden to float")

@@ -26,12 +26,13 @@ class Row:
 @dataclass(frozen=True)
 class CacheRow:
     """What happens to what one attention module caches, and why. ``args`` is ``None`` when it stays in floating
-    point; ``cache.sites`` are those that are quantized; ``algorithm`` observes them."""
+    point; ``cache.sites`` are those that are quantized; ``algorithm`` observes them; ``mapping`` map its keys."""
 
     cache: CacheInfo
     args: QuantizationArgs | None
     algorithm: str
     reason: str
+    mapping: tuple[str, ...] = ()
 
     @property
     def scheme(self) -> QuantizationScheme:
@@ -82,7 +83,9 @@ class Plan:
         return not static and all(needs.float_only for _, needs in self._needs() if needs.data)
 
     def _needs(self) -> set[tuple[str, Needs]]:
-        return {(n, self.algorithms[n].needs(row.scheme)) for row in self.rows if row.scheme for n in row.algorithms}
+        asked = {(n, row.scheme) for row in self.rows if row.scheme for n in row.algorithms}
+        asked |= {(n, row.scheme) for row in self.caches for n in row.mapping}
+        return {(n, self.algorithms[n].needs(scheme)) for n, scheme in asked}
 
     def table(self) -> list[dict[str, Any]]:
         """The rows as plain data, in the order of execution, then kept modules, then caches."""
@@ -119,7 +122,7 @@ class Plan:
             "layer": row.cache.name,
             "shape": None,
             "scheme": row.scheme.describe(),
-            "algorithms": [row.algorithm] if row.args else [],
+            "algorithms": [*row.mapping, row.algorithm] if row.args else [],
             "adapter": self.adapter,
             "format": self.recipe.format if row.args else "",
             "kernel": "",

@@ -13,10 +13,11 @@ from gs_core import numerics
 from gs_core.arrays import RawTensor, astype, from_raw, to_raw
 from gs_core.errors import CheckpointError
 from gs_core.interfaces import CacheInfo, CacheNumbers, Finished, LayerInfo, LayerNumbers, Output, StaticInput
+from gs_core.linear_map import LinearMap
 from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Stages, check_hooks, implements
 from gs_core.storage import Checkpoint, read_header
-from gs_core.testing.cache import HEADS, SIZE, cache_info, each_cache
+from gs_core.testing.cache import CACHES, HEADS, SIZE, cache_info, each_cache
 from gs_core.testing.suite import SCHEMES, Suite, each_scheme, plugin, sentence
 from gs_schemas import QuantizationArgs, QuantizationScheme
 
@@ -37,6 +38,21 @@ class Written:
     @property
     def config(self) -> dict[str, Any]:
         return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+
+
+def _key_maps() -> dict[str, LinearMap]:
+    two = np.array([[1, 1], [1, -1]], np.float32) / np.float32(2**0.5)
+    turned = np.linalg.qr(np.random.default_rng(0).standard_normal((SIZE, SIZE)))[0].astype(np.float32)
+    stretched = turned * np.linspace(0.5, 2, SIZE, dtype=np.float32)
+    return {
+        "hadamard": LinearMap((two,) * (SIZE.bit_length() - 1), orthogonal=True),
+        "rotation": LinearMap((turned,), orthogonal=True),
+        "kronecker": LinearMap((stretched,)),
+    }
+
+
+KEY_MAPS = _key_maps()
+"""A map of a head's keys of each kind."""
 
 
 class FormatSuite(Suite):
@@ -116,7 +132,8 @@ class FormatSuite(Suite):
         tokenizer = folder / "tokenizer.json"
         tokenizer.write_text("{}")
         quantized = {cache: found.args for cache, found in caches.items()}
-        final = Finished({"model_type": "toy"}, schemes, ["lm_head"], [tokenizer], shards, {}, quantized)
+        keys = {cache.name: found.online.describe() for cache, found in caches.items() if found.online is not None}
+        final = Finished({"model_type": "toy"}, schemes, ["lm_head"], [tokenizer], shards, {}, quantized, keys=keys)
         written.files += stages.export(NAME, Output(written.folder, len(parts), len(parts), final=final))
         return written
 
@@ -194,6 +211,27 @@ class FormatSuite(Suite):
                 if read is not None and static is not None:
                     assert np.array_equal(astype(read.scale, "float32"), astype(static.scale, "float32"))
                     assert str(read.zero_point) == str(static.zero_point)
+
+    @pytest.mark.parametrize("kind", KEY_MAPS)
+    def test_every_claimed_map_of_keys_comes_back(
+        self, tested: Any, claimed: list[QuantizationScheme], kind: str, tmp_path: Path
+    ) -> None:
+        """One cache's keys are mapped, the other's are not."""
+        mapped, plain = (cache_info(f"blocks.{block}.self_attn", self.dtype, ("key", "value")) for block in range(2))
+        if kind not in tested.holds_keys:
+            return
+        held = [args for args in CACHES.values() if not tested.unsupported_cache(mapped, args)]
+        assert held, "it holds maps of keys, and no keys"
+        caches = {
+            info: CacheNumbers(held[0], static_cache(info, held[0], self.dtype), online)
+            for info, online in ((mapped, KEY_MAPS[kind]), (plain, None))
+        }
+        written = self.write(tested, dict.fromkeys(SHAPES, claimed[0]), tmp_path / "model", caches=caches)
+        self.check(tested, written)
+        found = tested.read_caches(Checkpoint(written.folder), written.config, [mapped, plain])
+        assert found[plain.name].online is None
+        wanted, got = KEY_MAPS[kind].dense(HEADS * SIZE), found[mapped.name].online.dense(HEADS * SIZE)
+        assert np.allclose(got, wanted, atol=1e-2 * np.abs(wanted).max()), "as near as the model's dtype holds it"
 
     @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
     def test_scales_of_every_dtype(

@@ -257,6 +257,26 @@ class LiveModelSuite(Suite):
                 assert channel_error(wanted, x) <= PROOF_TOLERANCE, f"{transform.where} at {name}"
             undo()
 
+    def test_a_map_of_keys_is_seen_and_undone(self, block: Block, batch: Batch) -> None:
+        """What is cached has gone through it; what attention computes with has come back."""
+
+        def seen() -> dict[str, np.ndarray]:
+            found: dict[str, np.ndarray] = {}
+            block.run(*batch, lambda name, x: found.update({name: numpy(x).copy()}))
+            return found
+
+        before = seen()
+        for transform in random_maps(block):
+            if isinstance(transform, SiteTransform) and block.sites[transform.site].kind == "key":
+                undo = tried(block, transform)
+                assert undo is not None, f"{transform.site} is there to be quantized"
+                found = seen()
+                assert list(found) == list(before)
+                for name, x in before.items():
+                    wanted = transform.map.apply(x) if name == transform.site else x
+                    assert channel_error(wanted, found[name]) <= PROOF_TOLERANCE, name
+                undo()
+
     def test_nothing_folds_behind_a_map(self, block: Block) -> None:
         sites = {site for fold in block.folds() for site in fold.sites}
         for transform in random_maps(block):
@@ -363,7 +383,8 @@ def random_stream(model: Model) -> LinearMap:
 
 
 def random_maps(block: Block) -> list[FoldTransform | SiteTransform]:
-    """A mixing of every fold's heads, and a scaled Kronecker pair for every site of layers."""
+    """A mixing of every fold's heads, a scaled Kronecker pair for every site of layers, and a mixing of each cached
+    key's heads."""
     random = np.random.default_rng(0)
 
     def factor(size: int) -> np.ndarray:
@@ -376,6 +397,8 @@ def random_maps(block: Block) -> list[FoldTransform | SiteTransform]:
         scale = (2 ** random.uniform(-1, 1, site.features)).astype(np.float32)
         pair = LinearMap((factor(left), factor(site.features // left)), scale)
         found.append(SiteTransform(site.name, pair))
+    for site in (site for site in block.sites.values() if site.kind == "key"):
+        found.append(SiteTransform(site.name, LinearMap((factor(site.features // site.heads),))))
     return found
 
 

@@ -163,7 +163,7 @@ class Turning(Algorithm):
         folds = block.folds()
         heads: list[Transform] = [FoldTransform(fold, turn(fold.head)) for fold in folds if fold.head > 1]
         taken = {site for fold in folds if fold.head > 1 or fold.producer not in block.layers for site in fold.sites}
-        left = [site for site in block.sites.values() if site.name not in taken]
+        left = [site for site in block.sites.values() if site.layers and site.name not in taken]
         return heads + [SiteTransform(site.name, _pair(site.features)) for site in left]
 
     def residual(self, features: int) -> LinearMap | None:
@@ -193,6 +193,7 @@ class Plain(CheckpointFormat):
 
     quant_method = "plain"
     holds_online = frozenset({"scale", "hadamard", "rotation", "kronecker", "clipped"})
+    holds_keys = frozenset({"hadamard", "rotation", "kronecker"})
 
     @hookimpl
     def pack(
@@ -225,6 +226,7 @@ class Plain(CheckpointFormat):
             "kept": list(final.kept),
             "caches": caches,
             "online": dict(final.online),
+            "keys": dict(final.keys),
         }
         write_json(output.folder / "config.json", final.config | {"quantization_config": quantization})
         for file in final.files:
@@ -255,17 +257,21 @@ class Plain(CheckpointFormat):
                 arrays[f"{cache.name}.cached_{kind}.scale"] = static.scale
                 if static.zero_point is not None:
                     arrays[f"{cache.name}.cached_{kind}.zero_point"] = static.zero_point
-        return arrays
+        maps = {} if numbers.online is None else numbers.online.arrays()
+        return arrays | {f"{cache.name}.cached_key.online_{name}": array for name, array in maps.items()}
 
     def read_caches(
         self, checkpoint: Checkpoint, config: Mapping[str, Any], infos: Sequence[CacheInfo]
     ) -> dict[str, CacheNumbers]:
+        quantization = config["quantization_config"]
+        keys = {n: _online(checkpoint, f"{n}.cached_key", d) for n, d in quantization.get("keys", {}).items()}
         return {
             name: CacheNumbers(
                 QuantizationArgs.model_validate(args),
                 {kind: _static(checkpoint, f"{name}.cached_{kind}.") for kind in kinds},
+                keys.get(name),
             )
-            for name, (kinds, args) in config["quantization_config"].get("caches", {}).items()
+            for name, (kinds, args) in quantization.get("caches", {}).items()
         }
 
 

@@ -219,7 +219,7 @@ class ToyBlock(Block):
         def norm(name: str, activation: Array) -> Array:
             return rms_norm(activation, asarray(self.read(f"{self.name}.{name}.weight")))
 
-        listener = through(self.online, on_site)
+        listener = through(self.online, self.sites, on_site)
 
         def arrives(at: str, activation: Array) -> Array:
             if listener is None:
@@ -262,6 +262,9 @@ class ToyBlock(Block):
         elif isinstance(transform, FoldTransform):
             self._fold(transform)
         else:
+            why = transform.objection(self.sites[transform.site])
+            if why:
+                raise ValueError(f"{transform.site}: {why}")
             self.online = {**self.online, transform.site: transform.map}
             self._feed(transform.sites, transform.map.inverse_transpose.apply)
 

@@ -55,7 +55,8 @@ def treat(algorithm: Any, block: Block, scheme: QuantizationScheme, batches: Seq
 
     transforms = []
     if implements(algorithm, "smooth"):
-        for transform in stages.smooth(TESTED, block, layers, watch.observed(TESTED), data()):
+        keys = [site for site in block.sites.values() if site.kind == "key" and algorithm.maps_keys]
+        for transform in stages.smooth(TESTED, block, layers, watch.observed(TESTED), data(), keys=keys):
             try:
                 applied, _ = block.apply(transform)
             except ValueError:  # the producer cannot take it: the line drops it, with a note

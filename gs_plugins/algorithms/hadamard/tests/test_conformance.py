@@ -12,4 +12,4 @@ class TestHadamard(AlgorithmSuite):
 
     @pytest.fixture
     def algorithm(self) -> Hadamard:
-        return Hadamard(Options(r4=True))
+        return Hadamard(Options(r3=True, r4=True))

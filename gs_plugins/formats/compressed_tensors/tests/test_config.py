@@ -1,10 +1,9 @@
 """The ``quantization_config`` that engines read: every key here was found to matter to transformers or to vLLM."""
 
-import numpy as np
 import pytest
 
 from gs_compressed_tensors import CompressedTensors
-from gs_compressed_tensors.config import online_of, scheme_of, to_config
+from gs_compressed_tensors.config import scheme_of, to_config
 from gs_core import CheckpointError, LayerInfo, QuantizationArgs, QuantizationScheme
 from gs_schemas import SCHEMES
 
@@ -14,8 +13,8 @@ MLP = [f"model.layers.0.mlp.{p}_proj" for p in ("gate", "up", "down")]
 EXPERTS = [f"model.layers.0.mlp.experts.{e}.{p}_proj" for e in range(2) for p in ("gate", "up", "down")]
 
 
-def config(schemes: dict[str, QuantizationScheme], kept=(), aliases=None, online=None) -> dict:
-    return to_config(schemes, kept, aliases or {}, online)
+def config(schemes: dict[str, QuantizationScheme], kept=(), aliases=None) -> dict:
+    return to_config(schemes, kept, aliases or {})
 
 
 def uniform(name: str, layers=(*ATTENTION, *MLP), kept=()) -> dict:
@@ -202,46 +201,3 @@ def test_int8_experts_come_with_a_group_that_tells_transformers_how_to_read_them
     assert next(iter(found)) == "experts" and "experts" in found["experts"]["targets"][0]
     assert "experts" not in uniform("W4A16", layers=[*ATTENTION, *EXPERTS])["config_groups"]
     assert scheme_of({"config_groups": found}, EXPERTS[0]).weights.bits == 8
-
-
-# --- transforms ----------------------------------------------------------------------------------------------------
-
-DESCRIBED = {"kind": "hadamard", "sizes": [16, 8], "identity": [False, False], "scaled": False}
-
-
-def turned(*layers: str) -> dict:
-    """With a map at the input of the first."""
-    return config(dict.fromkeys(layers, SCHEMES["W4A4"]), online={layers[0]: DESCRIBED})
-
-
-def test_a_hadamard_at_an_input_is_the_librarys_transform_config():
-    """The library's own model of it takes it, and its matrix is ours."""
-    torch, transforms = map(pytest.importorskip, ("torch", "compressed_tensors.transform"))
-    found = turned("a.down", "a.up")["transform_config"]
-    group = transforms.TransformConfig.model_validate(found).config_groups["hadamard_128"]
-    assert (group.type, group.head_dim, group.randomize) == ("hadamard", 128, False)
-    assert [(a.targets, a.location, a.inverse) for a in group.apply] == [(["a.down"], "input", False)]
-    from compressed_tensors.transform.utils.hadamard import deterministic_hadamard_matrix
-
-    theirs = deterministic_hadamard_matrix(128, torch.float64).numpy() / 128**0.5
-    ours = online_of({"transform_config": found}, "a.down")
-    assert np.allclose(ours.dense(128), theirs, atol=1e-6)
-    assert ours.kind == "hadamard"
-    assert online_of({"transform_config": found}, "a.up") is None
-
-
-def test_no_maps_no_transform_config():
-    assert "transform_config" not in config({"a.down": SCHEMES["W4A4"]})
-    assert online_of({}, "a.down") is None
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"type": "random-hadamard"}, {"randomize": True}, {"head_dim": None}, {"head_dim": 12}],
-    ids=["another type", "shuffled", "no size", "no power of two"],
-)
-def test_transforms_that_are_not_read_are_an_error(change):
-    found = turned("a.down")
-    found["transform_config"]["config_groups"]["hadamard_128"] |= change
-    with pytest.raises(CheckpointError, match=r"a\.down: cannot read its entry of transform_config"):
-        online_of(found, "a.down")

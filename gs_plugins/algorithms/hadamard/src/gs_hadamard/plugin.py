@@ -1,10 +1,11 @@
-"""The stage plugin: R1 over the residual stream, R2 over a head's values, R4 at inputs that nothing can fold into."""
+"""The stage plugin: R1 over the residual stream, R2 over a head's values, R3 over a head's cached keys, R4 at inputs
+that nothing can fold into."""
 
 from collections.abc import Mapping, Sequence
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from gs_core import Algorithm, Block, FoldTransform, Layer, LayerInfo, LinearMap, SiteTransform, Strict, hookimpl
+from gs_core import Algorithm, Block, FoldTransform, Layer, LayerInfo, LinearMap, Site, SiteTransform, Strict, hookimpl
 from gs_core.interfaces import Transform
 from gs_hadamard.orders import largest_order
 from gs_hadamard.rotations import rotation
@@ -15,7 +16,9 @@ class Options(Strict):
     """
     r1: rotate the residual stream, through embeddings, norms and head. Costs nothing at run time.
     r2: rotate each head's values, from the layer that makes them to the one that takes them. Costs nothing.
-    r3: rotate queries and keys after RoPE; not available here.
+    r3: rotate, when the model runs, each head's queries and keys after RoPE, which changes what a quantized KV cache
+        holds and nothing else: in blocks of the largest power of two that divides a head. Needs a checkpoint format
+        that holds it, and an engine that computes it.
     r4: rotate, when the model runs, what enters the layers that no norm and no head's values feed (``down_proj``).
         Needs a checkpoint format that holds it, and an engine that computes it.
     seed: of the random signs in R1; ``None``: no signs.
@@ -31,16 +34,6 @@ class Options(Strict):
     seed: int | None = 0
     block_size: int | None = Field(None, gt=1)
     r4_block_size: int | None = Field(None, gt=1)
-
-    @field_validator("r3")
-    @classmethod
-    def _no_r3(cls, r3: bool) -> bool:
-        if r3:
-            raise ValueError(
-                "r3 rotates queries and keys after RoPE, which changes only what a quantized KV cache holds; no "
-                "checkpoint format here can say it. Set r3: false"
-            )
-        return r3
 
 
 class Hadamard(Algorithm):
@@ -59,6 +52,10 @@ class Hadamard(Algorithm):
         if not self.options.r4 or features == hidden or features % (self.options.r4_block_size or 1):
             return {}
         return {self._r4(features).kind: "for hadamard leave out r4_block_size, or set r4: false"}
+
+    @property
+    def maps_keys(self) -> Mapping[str, str]:
+        return {"hadamard": "for hadamard set r3: false"} if self.options.r3 else {}
 
     def residual(self, features: int) -> LinearMap | None:
         if not self.options.r1 or not features:
@@ -79,11 +76,14 @@ class Hadamard(Algorithm):
         return found
 
     @hookimpl
-    def smooth(self, block: Block, layers: Sequence[Layer]) -> list[Transform]:
+    def smooth(self, block: Block, layers: Sequence[Layer], keys: Sequence[Site]) -> list[Transform]:
         folds = block.folds()
         found: list[Transform] = []
         if self.options.r2:
             found += [FoldTransform(fold, rotation(fold.head)) for fold in folds if fold.head > 1]
+        if self.options.r3:
+            sizes = {site.name: site.features // site.heads for site in keys}
+            found += [SiteTransform(name, rotation(size & -size)) for name, size in sizes.items()]
         if self.options.r4:
             reached = {s for f in folds if f.head > 1 or f.producer not in block.layers for s in f.sites}
             left = [site for site in dict.fromkeys(layer.site for layer in layers) if site not in reached]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gs_compressed_tensors.transforms import key_map
 from gs_core import (
     Array,
     CacheInfo,
@@ -90,8 +91,11 @@ def names(checkpoint: Checkpoint) -> set[str]:
     return {name for name in checkpoint.tensors if name.endswith(tuple(f".{scale}" for scale in SCALES.values()))}
 
 
-def read(checkpoint: Checkpoint, scheme: Mapping[str, Any] | None, caches: Sequence[CacheInfo]) -> dict[str, Any]:
+def read(
+    checkpoint: Checkpoint, quantization: Mapping[str, Any], caches: Sequence[CacheInfo]
+) -> dict[str, CacheNumbers]:
     """The numbers of every cache. Raises ``CheckpointError`` for a scheme that cannot be read or a missing scale."""
+    scheme = quantization.get("kv_cache_scheme")
     if scheme is None:
         return {}
     args = _args(scheme)
@@ -102,7 +106,8 @@ def read(checkpoint: Checkpoint, scheme: Mapping[str, Any] | None, caches: Seque
             for site in cache.sites
             if site.kind in SCALES
         }
-        found[cache.name] = CacheNumbers(args, static)
+        heads = [site.features // site.heads for site in cache.sites if site.kind == "key"]
+        found[cache.name] = CacheNumbers(args, static, key_map(quantization, cache.name, *heads) if heads else None)
     return found
 
 

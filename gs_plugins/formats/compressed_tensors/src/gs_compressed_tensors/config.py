@@ -3,14 +3,11 @@
 Keys and values: the ``QuantizationConfig`` model of the compressed-tensors library.
 """
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from gs_core import CheckpointError, LinearMap, QuantizationArgs, QuantizationScheme
+from gs_core import CheckpointError, QuantizationArgs, QuantizationScheme
 from gs_core.engines import is_expert
 from gs_schemas import SchemaError, matches, named, validate
 
@@ -35,7 +32,6 @@ def to_config(
     schemes: Mapping[str, QuantizationScheme],
     kept: Sequence[str],
     aliases: Mapping[str, str],
-    online: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """``quantization_config`` for these layers.
 
@@ -57,7 +53,7 @@ def to_config(
         "config_groups": ({"experts": INT8_EXPERTS} if experts else {})
         | {
             f"group_{number}": {
-                "targets": ["Linear"] if scheme == most else _spellings(layers, aliases),
+                "targets": ["Linear"] if scheme == most else spellings(layers, aliases),
                 "weights": _args(scheme.weights),
                 "input_activations": _args(scheme.inputs),
                 "output_activations": None,
@@ -65,69 +61,14 @@ def to_config(
             }
             for number, (scheme, layers) in enumerate(groups.items())
         },
-        "ignore": _spellings({*kept, "lm_head"}, aliases),
+        "ignore": spellings({*kept, "lm_head"}, aliases),
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
-    } | ({"transform_config": _transforms(online, aliases)} if online else {})
-
-
-def _transforms(online: Mapping[str, Mapping[str, Any]], aliases: Mapping[str, str]) -> dict[str, Any]:
-    """``TransformConfig`` of the library: Sylvester's matrices, which a reader makes, at the inputs of layers. Stored
-    weights are meant for transformed inputs already, so nothing is listed that would transform a weight."""
-    by_block: dict[int, list[str]] = {}
-    for layer, description in online.items():
-        by_block.setdefault(math.prod(description["sizes"]), []).append(layer)
-    return {
-        "config_groups": {
-            f"hadamard_{block}": {
-                "type": "hadamard",
-                "apply": [
-                    {"targets": _spellings(layers, aliases), "location": "input", "inverse": False, "ignore": []}
-                ],
-                "randomize": False,
-                "requires_grad": False,
-                "head_dim": block,
-                "precision": "torch.float32",
-            }
-            for block, layers in by_block.items()
-        }
     }
 
 
-def online_of(config: Mapping[str, Any], layer: str) -> LinearMap | None:
-    """What the layer's input goes through when the model runs. Raises ``CheckpointError`` for what is not read."""
-    groups = ((config.get("transform_config") or {}).get("config_groups") or {}).values()
-    found = []
-    for group in groups:
-        for apply in group.get("apply") or ():
-            named = any(target_matches(target, layer) for target in apply.get("targets") or ())
-            if named and not any(target_matches(target, layer) for target in apply.get("ignore") or ()):
-                found.append((group, apply))
-    online = [(group, apply) for group, apply in found if not str(apply.get("location")).startswith("weight_")]
-    if not online:
-        return None
-    group, apply = online[0]
-    size = group.get("head_dim")
-    readable = group.get("type") == "hadamard" and not group.get("randomize") and apply.get("location") == "input"
-    if len(online) > 1 or not readable or not isinstance(size, int) or size < 1 or size & (size - 1):
-        raise CheckpointError(f"{layer}: cannot read its entry of transform_config: {group!r:.200}")
-    return LinearMap(tuple(_sylvester(size)), orthogonal=True)
-
-
-def _sylvester(order: int) -> list[np.ndarray]:
-    """Sylvester's matrix of an order that is a power of two, as factors of at most 64."""
-    factors = []
-    while order > 1:
-        size = min(order, 64)
-        matrix = np.ones((1, 1), np.float32)
-        while len(matrix) < size:
-            matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-        factors.append(matrix / np.float32(size**0.5))
-        order //= size
-    return factors
-
-
-def _spellings(names: Iterable[str], aliases: Mapping[str, str]) -> list[str]:
+def spellings(names: Iterable[str], aliases: Mapping[str, str]) -> list[str]:
+    """Names as the checkpoint spells them and, where their modules are spelt otherwise, as those are too."""
     return sorted({*names} | {aliases[name] for name in names if name in aliases})
 
 

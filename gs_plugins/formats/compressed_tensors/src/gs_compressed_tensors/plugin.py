@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from gs_compressed_tensors import caches
-from gs_compressed_tensors.config import INTEGER, METHOD, PACKED, layout, online_of, scheme_of, to_config
+from gs_compressed_tensors import caches, transforms
+from gs_compressed_tensors.config import INTEGER, METHOD, PACKED, layout, scheme_of, to_config
 from gs_compressed_tensors.packing import pack_rows, unpack_rows
 from gs_core import (
     Array,
@@ -34,7 +34,7 @@ class CompressedTensors(CheckpointFormat):
     """``pack-quantized`` for weight-only integers, ``int-quantized`` for int8 weights and activations."""
 
     quant_method = METHOD
-    holds_online = frozenset({"hadamard"})
+    holds_online = holds_keys = frozenset({"hadamard"})
 
     def unsupported(self, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:
         weights, inputs = scheme.weights, scheme.inputs
@@ -76,13 +76,21 @@ class CompressedTensors(CheckpointFormat):
         cached = {name: scheme.kv_cache for name, scheme in layers.items() if scheme and scheme.weights is None}
         return caches.conflicts(cached) + fused_conflicts(layers)
 
-    def remarks(self, online: Collection[str]) -> Sequence[str]:
-        if not online:
-            return ()
-        return [
-            "layers want their inputs transformed at run time, as transform_config in config.json says: transformers "
-            "5.23 does not read it and would compute nonsense; vLLM does. To do without, set r4: false for hadamard"
-        ]
+    def remarks(self, online: Collection[str], keys: Collection[str]) -> Sequence[str]:
+        found = []
+        if online:
+            found.append(
+                "layers want their inputs transformed at run time, as transform_config in config.json says: "
+                "transformers 5.23 does not read it and would compute nonsense; vLLM does. To do without, set "
+                "r4: false for hadamard"
+            )
+        if keys:
+            found.append(
+                "cached keys have the scales of rotated ones, and queries must be rotated too, as transform_config in "
+                "config.json says: transformers 5.23 and vLLM 0.32 leave that out, and would quantize other keys with "
+                "these scales; the compressed-tensors library does it. To do without, set r3: false for hadamard"
+            )
+        return found
 
     @hookimpl
     def pack(self, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str) -> dict[str, Array]:
@@ -120,8 +128,11 @@ class CompressedTensors(CheckpointFormat):
         weight_map = {tensor: file for file, tensors in final.shards.items() for tensor in tensors}
         total = sum(size for tensors in final.shards.values() for size in tensors.values())
         write_json(output.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        quantization = to_config(final.schemes, final.kept, final.aliases, final.online)
+        quantization = to_config(final.schemes, final.kept, final.aliases)
         quantization["kv_cache_scheme"] = caches.to_config(final.caches)
+        aliases = {**final.aliases, **{cache.name: cache.alias for cache in final.caches if cache.alias}}
+        online = transforms.to_config(final.online, final.keys, aliases)
+        quantization |= {} if online is None else {"transform_config": online}
         config = final.config | {"quantization_config": quantization}
         write_json(output.folder / "config.json", config)
         for file in final.files:
@@ -143,13 +154,14 @@ class CompressedTensors(CheckpointFormat):
             weight = _stored(checkpoint, layer, scheme)
             removed |= {f"{layer}.{s}" for s in _SUFFIXES if f"{layer}.{s}" in checkpoint}
             added[weight.name] = weight
-            numbers[layer] = LayerNumbers(scheme, _static_input(checkpoint, layer), online_of(quantization, layer))
+            online = transforms.input_map(quantization, layer)
+            numbers[layer] = LayerNumbers(scheme, _static_input(checkpoint, layer), online)
         return checkpoint.replacing(removed, added), numbers
 
     def read_caches(
         self, checkpoint: Checkpoint, config: Mapping[str, Any], infos: Sequence[CacheInfo]
     ) -> dict[str, CacheNumbers]:
-        return caches.read(checkpoint, config["quantization_config"].get("kv_cache_scheme"), infos)
+        return caches.read(checkpoint, config["quantization_config"], infos)
 
 
 _SUFFIXES = (

@@ -1,0 +1,91 @@
+"""``transform_config``: Sylvester's matrices, which a reader makes for itself, at the inputs of layers, and at the keys
+that attention caches together with the queries that meet them there.
+
+Source: ``TransformConfig`` of the compressed-tensors library 0.20, and the R3 and R4 of llm-compressor's SpinQuant.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gs_compressed_tensors.config import spellings, target_matches
+from gs_core import CheckpointError, LinearMap
+
+INPUT, KEYS = ("input",), ("q_attn", "k_cache")
+Described = Mapping[str, Mapping[str, Any]]
+"""``LinearMap.describe()`` by the name of a layer or of an attention module."""
+
+
+def to_config(inputs: Described, keys: Described, aliases: Mapping[str, str]) -> dict[str, Any] | None:
+    """The entry, or ``None`` without any map. Stored weights are meant for transformed inputs already, so nothing is
+    listed that would transform a weight."""
+    groups = {f"hadamard_{size}": _group(size, spellings(found, aliases), INPUT) for size, found in _by_block(inputs)}
+    groups |= {f"keys_{size}": _group(size, spellings(found, aliases), KEYS) for size, found in _by_block(keys)}
+    return {"config_groups": groups} if groups else None
+
+
+def _by_block(described: Described) -> Iterable[tuple[int, list[str]]]:
+    found: dict[int, list[str]] = {}
+    for name, description in described.items():
+        found.setdefault(math.prod(description["sizes"]), []).append(name)
+    return found.items()
+
+
+def _group(size: int, targets: list[str], locations: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "type": "hadamard",
+        "apply": [{"targets": targets, "location": location, "inverse": False, "ignore": []} for location in locations],
+        "randomize": False,
+        "requires_grad": False,
+        "head_dim": size,
+        "precision": "torch.float32",
+    }
+
+
+def input_map(config: Mapping[str, Any], layer: str) -> LinearMap | None:
+    """What the layer's input goes through when the model runs. Raises ``CheckpointError`` for what is not read."""
+    return _read(config, layer, INPUT)
+
+
+def key_map(config: Mapping[str, Any], attention: str, head: int) -> LinearMap | None:
+    """What each head's keys, of so many channels, go through before they are cached; queries go through the same.
+    Raises ``CheckpointError`` for what is not read."""
+    found = _read(config, attention, KEYS)
+    if found is not None and head % found.block:
+        raise CheckpointError(f"{attention}: transform_config mixes {found.block} channels, a head has {head}")
+    return found
+
+
+def _read(config: Mapping[str, Any], name: str, locations: tuple[str, ...]) -> LinearMap | None:
+    groups = ((config.get("transform_config") or {}).get("config_groups") or {}).values()
+    online = [
+        (group, apply.get("location"))
+        for group in groups
+        for apply in group.get("apply") or ()
+        if any(target_matches(target, name) for target in apply.get("targets") or ())
+        and not any(target_matches(target, name) for target in apply.get("ignore") or ())
+        and not str(apply.get("location")).startswith("weight_")
+    ]
+    if not online:
+        return None
+    group, size = online[0][0], online[0][0].get("head_dim")
+    whole = sorted(str(where) for _, where in online) == sorted(locations) and all(g is group for g, _ in online)
+    readable = whole and group.get("type") == "hadamard" and not group.get("randomize")
+    if not readable or not isinstance(size, int) or size < 1 or size & (size - 1):
+        raise CheckpointError(f"{name}: cannot read its entry of transform_config: {group!r:.200}")
+    return LinearMap(tuple(_sylvester(size)), orthogonal=True)
+
+
+def _sylvester(order: int) -> list[np.ndarray]:
+    """Sylvester's matrix of an order that is a power of two, as factors of at most 64."""
+    factors = []
+    while order > 1:
+        size = min(order, 64)
+        matrix = np.ones((1, 1), np.float32)
+        while len(matrix) < size:
+            matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+        factors.append(matrix / np.float32(size**0.5))
+        order //= size
+    return factors
