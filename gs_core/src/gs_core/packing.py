@@ -13,6 +13,9 @@ from gs_core.quantized import QuantizedTensor
 from gs_core.storage import Tensor
 from gs_core.watching import Watch, fake_quantizer, relative_error
 
+TOKENS = 64
+"""On which a layer's error is found: the outputs for them are thousands of numbers, and twice a product to make."""
+
 
 @dataclass
 class Outcome:
@@ -67,6 +70,7 @@ def _error(watch: Watch, layer: Layer, rounded: Array, static: StaticInput | Non
     if site is None or not site.tokens:
         return relative_error(layer.weight(), rounded), "weight"
     x = site.sample.result()
+    x = x[:: max(1, x.shape[0] // TOKENS), :]
     seen = fake_quantizer({layer.site: (layer.scheme, static)}, online=watch.block.online)(layer.site, x)
     return relative_error(x @ layer.weight().T, (x if seen is None else seen) @ rounded.T), "output"
 
