@@ -268,6 +268,11 @@ def test_an_ignore_that_matches_nothing_is_a_warning(toy):
     assert made.warnings == ("ignore '*.q_proj' matches nothing in this model",)
 
 
+def test_an_algorithm_that_nothing_is_given_to_is_named(toy):
+    made = plan(toy, algorithms=["level", "round"], overrides=[override("*", ["round"])])
+    assert made.warnings == ("algorithm 'level' has nothing to do: nothing that is quantized is given to it",)
+
+
 def test_a_format_may_fit_a_scheme_and_says_why(toy, monkeypatch):
     wider = SCHEMES["W8A16"]
     fit = lambda self, layer, scheme: (wider, "engines take int8 there") if layer.name.endswith(".q") else None  # noqa: E731

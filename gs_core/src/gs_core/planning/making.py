@@ -79,6 +79,8 @@ def make(
     kinds = {k for row in rows for n in row.algorithms for k in algorithms[n].leaves_online(row.layer, model.hidden)}
     keys = {kind for row in caches for n in row.mapping for kind in algorithms[n].maps_keys}
     remarks += checkpoint_format.remarks(kinds, keys)
+    idle = [n for n in algorithms if n not in acting and all(row.algorithm != n for row in caches)]
+    remarks += [f"algorithm '{n}' has nothing to do: nothing that is quantized is given to it" for n in idle]
     warnings = [*model.warnings, *remarks, *_unmatched(recipe, model, problems)]
     if not any(row.scheme for row in rows) and not any(row.args for row in caches):
         problems.add("no layer is left to quantize: every one is ignored or overridden to float")
