@@ -1,38 +1,27 @@
-"""What crosses a hook: of models, and of plugins."""
+"""What crosses a hook: layers and sites, transforms, models, and what plugins are."""
 
-from gs_core.interfaces.model import (
-    Batch,
-    Block,
+from gs_core.interfaces.algorithm import Accumulator, Algorithm, Allocator, Choice, Data, Needs
+from gs_core.interfaces.format import CheckpointFormat, Finished, Output
+from gs_core.interfaces.kernel import Kernel, Request
+from gs_core.interfaces.layers import (
     CacheInfo,
     CacheNumbers,
-    ChannelScale,
-    Fold,
-    FoldTransform,
     Layer,
     LayerInfo,
     LayerNumbers,
-    Model,
-    OnSite,
     Site,
     SiteKind,
-    SiteTransform,
     StaticInput,
+)
+from gs_core.interfaces.model import Adapter, Batch, Block, Model
+from gs_core.interfaces.transforms import (
+    ChannelScale,
+    Fold,
+    FoldTransform,
+    OnSite,
+    SiteTransform,
     Transform,
     through,
-)
-from gs_core.interfaces.plugins import (
-    Accumulator,
-    Adapter,
-    Algorithm,
-    Allocator,
-    CheckpointFormat,
-    Choice,
-    Data,
-    Finished,
-    Kernel,
-    Needs,
-    Output,
-    Request,
 )
 
 __all__ = [
