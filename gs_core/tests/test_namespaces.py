@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from gs_core import numerics
+from gs_core.comparing import channel_error, relative_error
 from gs_core.interfaces import Fold
 from gs_core.observers import Sample, limits_of, static_input
 from gs_core.testing.suite import INPUTS, WEIGHTS
-from gs_core.watching import channel_error, relative_error
 
 X = np.random.default_rng(0).standard_normal((64, 96)).astype(np.float32)
 

@@ -21,12 +21,13 @@ from gs_core import (
 )
 from gs_core.api import open_source
 from gs_core.arrays import from_raw, to_raw
+from gs_core.comparing import relative_error
 from gs_core.storage import Checkpoint
 from gs_core.testing import ToyAdapter
 from gs_core.testing.plugins import Levelling, Plain, Rounding
 from gs_core.testing.toy import ToyBlock
 from gs_core.testing.treatment import deaf
-from gs_core.watching import fake_quantizer, relative_error
+from gs_core.watching import fake_quantizer
 from gs_schemas import SCHEMES
 
 LAYERS = ("q", "k", "v", "o", "gate", "up", "down")

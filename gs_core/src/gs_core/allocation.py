@@ -13,12 +13,13 @@ import numpy as np
 
 from gs_core import calibration, discovery, numerics
 from gs_core.arrays import Array, RawTensor, numpy_dtype, to_raw
+from gs_core.comparing import channel_error
 from gs_core.errors import GoldenStickError, PlanError
 from gs_core.interfaces import Algorithm, Allocator, Block, Choice, Layer, LayerInfo, Model, StaticInput
 from gs_core.observers import limits_of, static_input
 from gs_core.planning import load_algorithm, load_format, names_of, objections
 from gs_core.probing import pattern
-from gs_core.watching import channel_error, fake_quantizer
+from gs_core.watching import fake_quantizer
 from gs_schemas import QuantizationArgs, QuantizationScheme, Recipe
 from gs_schemas.recipe import Override
 

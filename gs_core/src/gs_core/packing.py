@@ -6,12 +6,13 @@ from typing import Any
 
 from gs_core import numerics
 from gs_core.arrays import Array
+from gs_core.comparing import relative_error
 from gs_core.errors import CheckpointError
 from gs_core.interfaces import CacheNumbers, Layer, StaticInput
 from gs_core.planning import Plan
 from gs_core.quantized import QuantizedTensor
 from gs_core.storage import Tensor
-from gs_core.watching import Watch, fake_quantizer, relative_error
+from gs_core.watching import Watch, fake_quantizer
 
 TOKENS = 64
 """On which a layer's error is found: the outputs for them are thousands of numbers, and twice a product to make."""

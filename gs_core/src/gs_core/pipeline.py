@@ -12,6 +12,7 @@ import numpy as np
 
 from gs_core import calibration, memory
 from gs_core.arrays import RawTensor
+from gs_core.comparing import is_finite
 from gs_core.errors import CheckpointError
 from gs_core.hookspecs import Record
 from gs_core.interfaces import (
@@ -34,7 +35,7 @@ from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Stages, implements
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor, read_header
 from gs_core.streams import FLOAT, Arriving, Returned
-from gs_core.watching import Watch, is_finite
+from gs_core.watching import Watch
 
 SHARD_BYTES = 5 * 10**9
 

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from gs_core.arrays import Array
+from gs_core.comparing import channel_error
 from gs_core.interfaces import Batch, Block, Transform
 from gs_core.probing import on_few
-from gs_core.watching import channel_error
 
 PROOF_TOLERANCE = 1e-3
 """A transform is kept when the channels of the block's output change by less than this on average, in float32."""

@@ -14,12 +14,12 @@ import torch
 from gs_core import CheckpointError, LinearMap
 from gs_core.applying import Change, change_inputs
 from gs_core.arrays import RawTensor, astype, to_raw
+from gs_core.comparing import channel_error
 from gs_core.errors import reason
 from gs_core.interfaces import Batch
 from gs_core.probing import close, pattern
 from gs_core.proving import PROOF_TOLERANCE
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor
-from gs_core.watching import channel_error
 from gs_hf.folding import norm_folds
 from gs_hf.probing import HFProber
 from gs_hf.running import Outputs, take_up, to_torch

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gs_core.arrays import astype, from_raw, to_raw
+from gs_core.comparing import channel_error
 from gs_core.errors import CheckpointError
 from gs_core.interfaces import Model
 from gs_core.storage import (
@@ -22,7 +23,6 @@ from gs_core.storage import (
 )
 from gs_core.testing.model import Case, LiveModelSuite, contents, random_scale, random_stream
 from gs_core.testing.suite import forward, numpy, sentence
-from gs_core.watching import channel_error
 
 
 class AdapterSuite(LiveModelSuite):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gs_core.arrays import dtype_name
+from gs_core.comparing import channel_error
 from gs_core.interfaces import Batch
 from gs_core.numerics import code_dtype
 from gs_core.proving import PROOF_TOLERANCE
@@ -29,7 +30,6 @@ from gs_core.testing.suite import (
 from gs_core.testing.toy import ToyAdapter, ToyBlock
 from gs_core.testing.toy_files import write_toy
 from gs_core.testing.treatment import rounded, run_deaf, treat
-from gs_core.watching import channel_error
 from gs_schemas import QuantizationScheme, SchemaError, Strict, validate
 
 NewBlock = Callable[..., ToyBlock]

@@ -7,10 +7,10 @@ import pytest
 
 from gs_core import numerics
 from gs_core.arrays import dtype_name
+from gs_core.comparing import relative_error
 from gs_core.interfaces import Accumulator, CacheInfo, Site, SiteKind, StaticInput
 from gs_core.stages import check_hooks, implements
 from gs_core.testing.suite import Suite, installed, maker, numpy, plugin, same_namespace, sentence
-from gs_core.watching import relative_error
 from gs_schemas import QuantizationArgs, QuantizationScheme, SchemaError, Strict, validate
 
 HEADS, SIZE = 2, 16

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gs_core.arrays import FLOAT_DTYPES, Array, device, namespace
+from gs_core.comparing import channel_error
 from gs_core.interfaces import (
     Adapter,
     Batch,
@@ -22,7 +23,6 @@ from gs_core.linear_map import LinearMap
 from gs_core.proving import PROOF_TOLERANCE
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor
 from gs_core.testing.suite import Suite, after, forward, numpy, sentence
-from gs_core.watching import channel_error
 
 Case = tuple[Any, Adapter, np.ndarray]
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from gs_core import ChannelScale, FoldTransform, LayerInfo, QuantizationArgs, SiteTransform, numerics
+from gs_core.comparing import channel_error
 from gs_core.proving import apply_proved
-from gs_core.watching import channel_error, fake_quantizer
+from gs_core.watching import fake_quantizer
 from gs_flatquant import FlatQuant, Options
 from gs_flatquant.building import build
 from gs_flatquant.learning import loss
