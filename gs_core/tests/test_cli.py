@@ -113,6 +113,17 @@ class TestPlan:
         assert row.split()[1] == "W8A16"
         assert row.endswith("override 'blocks.1.down'")
 
+    def test_with_the_adapter_that_is_asked_for(self, gsq, toy, site):
+        site("another", adapter="z-toy = gs_core.testing.toy:ToyAdapter")
+        (row,) = (r for r in gsq("plan", "toy", "recipe.yaml", "--adapter", "z-toy").stdout.splitlines() if ".q " in r)
+        assert row.split()[3] == "z-toy"
+        (error,) = errors(gsq("plan", "toy", "recipe.yaml", "--adapter", "toys"))
+        assert error == "error: no adapter named 'toys'; installed: a-toy, z-toy. Did you mean 'z-toy'?"
+        (toy / "empty").mkdir()
+        result = gsq("plan", "empty", "recipe.yaml", "--adapter", "z-toy")
+        assert result.exit_code == 2
+        assert "error: the adapter asked for does not take empty:" in result.stderr
+
     def test_json_has_every_row(self, gsq, toy):
         answer = json.loads(gsq("plan", "toy", "recipe.yaml", "--json").stdout)
         assert len(answer["layers"]) == 3 * 7 + 1

@@ -78,17 +78,16 @@ def open_source(source: Source, device: str = "cpu", adapter: str | Adapter | No
 def _choose_adapter(source: Source, adapter: str | Adapter | None) -> tuple[str, Adapter]:
     if isinstance(adapter, Adapter):
         return type(adapter).__name__.lower(), adapter
-    if adapter is not None:
-        return adapter, discovery.load("adapter", adapter)()
     refusals = []
-    for name in discovery.installed("adapter"):
+    for name in discovery.installed("adapter") if adapter is None else [adapter]:
         loaded = discovery.load("adapter", name)()
         refusal = loaded.refuses(source) if isinstance(source, Path) else _refuses_object(loaded, source)
         if refusal is None:
             return name, loaded
         refusals.append(f"\n  {name}: {refusal}")
     what = source if isinstance(source, Path) else type(source).__qualname__
-    raise PlanError([f"no installed adapter takes {what}:{''.join(refusals) or ' none is installed'}"])
+    asked = "no installed adapter takes" if adapter is None else "the adapter asked for does not take"
+    raise PlanError([f"{asked} {what}:{''.join(refusals) or ' none is installed'}"])
 
 
 def _format_of(folder: Path) -> tuple[CheckpointFormat, Checkpoint, dict[str, Any]] | None:

@@ -22,6 +22,15 @@ Format = Annotated[
     str | None, typer.Option(metavar="NAME", help="Checkpoint format, instead of the recipe's.", show_default=False)
 ]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where to compute, as the framework calls it: cuda:0.")]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter",
+        metavar="NAME",
+        help="What opens the model, instead of the first that can; `gsq plugins` lists them.",
+        show_default=False,
+    ),
+]
 Calibration = Annotated[
     str | None,
     typer.Option(

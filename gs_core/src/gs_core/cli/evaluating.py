@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gs_core.cli.arguments import AsJson, Device, Model
+from gs_core.cli.arguments import Adapter, AsJson, Device, Model
 from gs_core.cli.errors import one_line_errors
 from gs_core.cli.output import print_json, print_table
 
@@ -24,6 +24,7 @@ def evaluate(
         str | None, typer.Option(metavar="ORIGINAL", help="Measure this folder too, and compare.", show_default=False)
     ] = None,
     device: Device = "cpu",
+    adapter: Adapter = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure perplexity, of float and quantized folders alike. Lower is better."""
@@ -31,7 +32,7 @@ def evaluate(
 
     if not text.exists():
         raise CalibrationError(f"--text {text}: no such file")
-    found = [_measure(name, text, seq_len, windows, device) for name in (against, model) if name is not None]
+    found = [_measure(name, text, seq_len, windows, device, adapter) for name in (against, model) if name is not None]
     ratio = found[-1].perplexity / found[0].perplexity
     if as_json:
         answer: dict[str, Any] = asdict(found[-1])
@@ -50,12 +51,14 @@ def evaluate(
     typer.echo(f"{windows} windows of {seq_len} tokens of {text}")
 
 
-def _measure(model: str, text: Path, seq_len: int, windows: int, device: str) -> "Evaluation":
+def _measure(model: str, text: Path, seq_len: int, windows: int, device: str, adapter: str | None) -> "Evaluation":
     from gs_core.cli.progress import watching
     from gs_core.evaluation import evaluate
 
     with watching(f"evaluating {model}") as progress:
-        return evaluate(model, text, seq_len=seq_len, windows=windows, device=device, progress=progress)
+        return evaluate(
+            model, text, seq_len=seq_len, windows=windows, device=device, adapter=adapter, progress=progress
+        )
 
 
 def _verdict(ratio: float) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gs_core.cli.arguments import (
+    Adapter,
     AsJson,
     Calibration,
     Device,
@@ -37,6 +38,7 @@ def plan(
     seq_len: SeqLen = None,
     set: Settings = None,
     device: Device = "cpu",
+    adapter: Adapter = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what quantize would do to each layer, and why. Reads no weights, and needs no calibration data unless the
@@ -51,6 +53,7 @@ def plan(
         read_recipe(recipe, set),
         format=format,
         device=device,
+        adapter=adapter,
         calibration=calibration,
         samples=samples,
         seq_len=seq_len,

@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from gs_core.cli.arguments import Calibration, Device, Format, Model, RecipeName, Samples, SeqLen, Settings, read_recipe
+from gs_core.cli.arguments import (
+    Adapter,
+    Calibration,
+    Device,
+    Format,
+    Model,
+    RecipeName,
+    Samples,
+    SeqLen,
+    Settings,
+    read_recipe,
+)
 from gs_core.cli.errors import interrupt, one_line_errors
 
 
@@ -22,6 +33,7 @@ def quantize(
     samples: Samples = None,
     seq_len: SeqLen = None,
     device: Device = "cpu",
+    adapter: Adapter = None,
     set: Settings = None,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away an earlier run of ours in OUT.")] = False,
 ) -> None:
@@ -42,6 +54,7 @@ def quantize(
                 seq_len=seq_len,
                 format=format,
                 device=device,
+                adapter=adapter,
                 restart=restart,
                 progress=progress,
             )
