@@ -5,9 +5,19 @@ import json
 import numpy as np
 import pytest
 
-from gs_core import CheckpointError
+from gs_core import CheckpointError, memory
 from gs_core.arrays import from_raw, to_raw
-from gs_core.storage import INDEX, SINGLE, Checkpoint, DerivedTensor, read_header, reader, tensors, write_safetensors
+from gs_core.storage import (
+    INDEX,
+    SINGLE,
+    Checkpoint,
+    DerivedTensor,
+    let_go,
+    read_header,
+    reader,
+    tensors,
+    write_safetensors,
+)
 
 GOOD = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 
@@ -239,3 +249,15 @@ def test_replacing_leaves_the_original_as_it_was(toy):
     assert other["new"].nbytes == 24
     assert b"".join(other["new"].chunks()) == value.tobytes()
     assert other.nbytes == checkpoint.nbytes - checkpoint["norm.weight"].nbytes + 24
+
+
+@pytest.mark.skipif(not memory.STATUS.is_file(), reason="the system does not tell how much is resident")
+def test_what_was_looked_at_of_a_mapped_tensor_can_be_let_go(tmp_path):
+    table = np.arange(2**24, dtype=np.float32)  # 64 MiB
+    write_safetensors(tmp_path / SINGLE, [("table", table)])
+    mapped = Checkpoint(tmp_path)["table"].map()
+    seen = from_raw(mapped)
+    total, before = seen.sum(dtype=np.float64), memory.now()
+    let_go(mapped)
+    assert before - memory.now() > 48 * 2**20
+    assert seen.sum(dtype=np.float64) == total

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 
 from gs_core import CheckpointError
+from gs_core.arrays import RawTensor
 from gs_core.errors import reason
-from gs_core.storage import Checkpoint
+from gs_core.storage import Checkpoint, let_go
 from gs_hf.naming import Naming, Opaque, Place
 from gs_hf.running import to_torch
 
@@ -104,19 +105,27 @@ class Weights:
     def _load_when_called(self, owner: str, names: set[str]) -> None:
         module = self.module.get_submodule(owner)
         looks_up = isinstance(module, torch.nn.Embedding)
+        mapped: list[RawTensor] = []
 
         def load(*_: Any) -> None:
             handle.remove()
             for name in names:
                 place = (self.naming.by_parameter.get(name) or self.naming.by_parameter[self.tied[name]])[0]
                 # A table that is only looked up stays where it is, in the checkpoint's dtype.
-                value = to_torch(self.checkpoint[place.source].map(), self.device) if looks_up else self.value(name)
+                if looks_up:
+                    mapped.append(self.checkpoint[place.source].map())
+                value = to_torch(mapped[-1], self.device) if looks_up else self.value(name)
                 assert value is not None
                 self._put(name, value)
 
+        def looked_up(module: Any, given: Any, output: torch.Tensor) -> torch.Tensor:
+            for table in mapped:
+                let_go(table)
+            return output.float()
+
         handle = module.register_forward_pre_hook(load)
         if looks_up:
-            module.register_forward_hook(lambda m, i, output: output.float())
+            module.register_forward_hook(looked_up)
 
 
 def _wide(value: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from gs_core.storage.ckpt import read_ckpt, write_ckpt
 from gs_core.storage.reader import INDEX, SINGLE, Checkpoint, read_header
-from gs_core.storage.tensors import DerivedTensor, StoredTensor
+from gs_core.storage.tensors import DerivedTensor, StoredTensor, let_go
 from gs_core.storage.writer import (
     Tensor,
     copy_file,
@@ -21,6 +21,7 @@ __all__ = [
     "StoredTensor",
     "Tensor",
     "copy_file",
+    "let_go",
     "read_ckpt",
     "read_header",
     "replacing",

@@ -1,6 +1,7 @@
 """A tensor in a file: where it lies, or how it is computed when it is asked for."""
 
 import math
+import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +50,17 @@ class StoredTensor:
         return RawTensor(self.dtype, self.shape, data)
 
     def map(self) -> RawTensor:
-        """The tensor where it lies in the file, private: only rows that are looked at come into memory."""
+        """The tensor where it lies in the file, private: only rows that are looked at come into memory (``let_go``)."""
         data = np.memmap(self.path, np.uint8, "c", self.offset, (self.nbytes,))
         return RawTensor(self.dtype, self.shape, data)
+
+
+def let_go(mapped: RawTensor) -> None:
+    """Give back the memory of a mapped tensor's rows that were looked at, and of their neighbours, which the system
+    brings along; they come again when they are looked at again. Nothing may have been written into it."""
+    mapping = getattr(mapped.data, "_mmap", None)
+    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)
