@@ -13,7 +13,7 @@ from hypothesis import settings
 if "gs_core" in sys.modules and getattr(sys.modules["gs_core"], "__file__", None) is None:
     del sys.modules["gs_core"]
 
-from gs_core import api, discovery
+from gs_core import api, discovery, hookimpl
 from gs_core.testing import ToyAdapter, write_distribution, write_toy
 from gs_schemas import Recipe
 
@@ -112,3 +112,30 @@ def contents():
         return found
 
     return read
+
+
+@pytest.fixture
+def goes_on(run, tmp_path, contents):
+    """Check that a run which is cut short in its third block goes on to the bytes of one that is not."""
+
+    class Stop(Exception):
+        pass
+
+    class Stopping:
+        blocks = 0
+
+        @hookimpl(wrapper=True)
+        def export(self):
+            self.blocks += 1
+            if self.blocks == 3:
+                raise Stop
+            return (yield)
+
+    def check(**recipe):
+        run(out=tmp_path / "whole", **recipe)
+        with pytest.raises(Stop):
+            run(out=tmp_path / "cut", plugins=[Stopping()], **recipe)
+        run(out=tmp_path / "cut", **recipe)
+        assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+    return check

@@ -53,20 +53,8 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class ChannelScale:
-    """A transform: activations of ``fold.sites`` become ``(x - shift) / scale``, ``(channels,)`` each. The weights of
-    their layers are multiplied by ``scale``, and what these make of ``shift`` is added to their biases.
-
-    Raises ``ValueError`` for a shift where the fold has none.
-    """
-
+class _Folded:
     fold: Fold
-    scale: Array
-    shift: Array | None = None
-
-    def __post_init__(self) -> None:
-        if self.shift is not None and not self.fold.shifts:
-            raise ValueError(f"{self.where}: not all of them have biases that could absorb a shift")
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -78,20 +66,27 @@ class ChannelScale:
 
 
 @dataclass(frozen=True)
-class FoldTransform:
+class ChannelScale(_Folded):
+    """A transform: activations of ``fold.sites`` become ``(x - shift) / scale``, ``(channels,)`` each. The weights of
+    their layers are multiplied by ``scale``, and what these make of ``shift`` is added to their biases.
+
+    Raises ``ValueError`` for a shift where the fold has none.
+    """
+
+    scale: Array
+    shift: Array | None = None
+
+    def __post_init__(self) -> None:
+        if self.shift is not None and not self.fold.shifts:
+            raise ValueError(f"{self.where}: not all of them have biases that could absorb a shift")
+
+
+@dataclass(frozen=True)
+class FoldTransform(_Folded):
     """A transform: the producer's output channels go through ``map``, whose ``block`` divides ``fold.head``, and so
     the activations of ``fold.sites`` do; the weights of their layers go through its inverse transpose."""
 
-    fold: Fold
     map: LinearMap
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        return self.fold.sites
-
-    @property
-    def where(self) -> str:
-        return f"{self.fold.producer} → {', '.join(self.fold.sites[:3])}"
 
 
 @dataclass(frozen=True)
