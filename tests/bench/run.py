@@ -24,7 +24,8 @@ from rows import ROWS
 
 TITLE = """# Benchmarks
 
-Written by `make bench`. CPU seconds, because a busy machine stretches all others; ratios, because machines differ.
+Written by `make bench`. CPU seconds, because a busy machine stretches all others; ratios, because machines differ. A
+run that measures some lines alone leaves the others as they were: these can be older than the date above their table.
 """
 SECTIONS = ("accuracy", "memory", "speed")
 
