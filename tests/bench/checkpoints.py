@@ -1,4 +1,4 @@
-"""Llama checkpoints of random bfloat16 weights, written one by one: `checkpoints.py big|mid FOLDER TOKENS.npy`."""
+"""Llama checkpoints of random weights, written one by one: `checkpoints.py big|mid FOLDER TOKENS.npy [DTYPE]`."""
 
 import argparse
 import json
@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gs_core.arrays import RawTensor
+from gs_core.arrays import RawTensor, astype, to_raw
 from gs_core.storage import INDEX, DerivedTensor, write_json, write_safetensors
 
 SHARD_BYTES = 10**9
+DTYPES = ("bfloat16", "float32")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 """Peers ask for one, though tokens are given."""
 
 
-def random_tensor(seed: int, name: str, shape: tuple[int, ...]) -> DerivedTensor:
+def random_tensor(seed: int, name: str, shape: tuple[int, ...], dtype: str) -> DerivedTensor:
     """Ones for a norm, else N(0, 0.02²) as transformers starts a Llama; made when it is written."""
 
     def make() -> RawTensor:
@@ -66,17 +67,15 @@ def random_tensor(seed: int, name: str, shape: tuple[int, ...]) -> DerivedTensor
             values = np.ones(shape, np.float32)
         else:
             values = np.random.default_rng(seed).standard_normal(shape, np.float32) * np.float32(0.02)
-        # Truncation is rounding enough for random numbers.
-        upper = (values.view(np.uint32) >> 16).astype(np.uint16)
-        return RawTensor("bfloat16", shape, upper.reshape(-1).view(np.uint8))
+        return to_raw(astype(values, dtype))
 
-    return DerivedTensor(name, "bfloat16", shape, make)
+    return DerivedTensor(name, dtype, shape, make)
 
 
-def write(shape: Shape, folder: Path) -> int:
+def write(shape: Shape, folder: Path, dtype: str) -> int:
     """Write the checkpoint in shards of about ``SHARD_BYTES``; returns the bytes of all tensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = [random_tensor(seed, *parameter) for seed, parameter in enumerate(parameters(shape))]
+    tensors = [random_tensor(seed, *parameter, dtype) for seed, parameter in enumerate(parameters(shape))]
     total, shards, weight_map = sum(t.nbytes for t in tensors), list[list[DerivedTensor]](), {}
     for tensor in tensors:
         if not shards or sum(t.nbytes for t in shards[-1]) >= SHARD_BYTES:
@@ -97,7 +96,7 @@ def write(shape: Shape, folder: Path) -> int:
         "num_key_value_heads": shape.kv_heads,
         "vocab_size": shape.vocabulary,
         "max_position_embeddings": 2048,
-        "torch_dtype": "bfloat16",
+        "torch_dtype": dtype,
         "tie_word_embeddings": False,
     }
     write_json(folder / "config.json", config)
@@ -109,9 +108,10 @@ def main() -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("tokens", type=Path)
+    parser.add_argument("dtype", nargs="?", choices=DTYPES, default=DTYPES[0])
     given = parser.parse_args()
     shape = SHAPES[given.shape]
-    total = write(shape, given.folder)
+    total = write(shape, given.folder, given.dtype)
     for name in TOKENIZER:
         shutil.copyfile(BUNDLED / name, given.folder / name)
     np.save(given.tokens, np.random.default_rng(0).integers(shape.vocabulary, size=(shape.samples, shape.seq_len)))

@@ -12,6 +12,7 @@ import numpy as np
 
 Array = Any
 """A torch tensor or a NumPy array."""
+_NAMESPACES: dict[type, Any] = {}
 
 # safetensors' dtype names, and the names that torch and ml_dtypes share.
 SAFETENSORS_DTYPES = {
@@ -41,7 +42,10 @@ class RawTensor:
 
 def namespace(x: Array) -> Any:
     """The array-API namespace of ``x`` (the algorithms' ``xp``)."""
-    return array_api_compat.array_namespace(x)
+    kind = type(x)
+    if kind not in _NAMESPACES:  # loops ask at every step, where finding it anew would cost as much as the arithmetic
+        _NAMESPACES[kind] = array_api_compat.array_namespace(x)
+    return _NAMESPACES[kind]
 
 
 def device(x: Array) -> Any:
@@ -71,6 +75,12 @@ def astype(x: Array, name: str) -> Array:
         return x.astype(numpy_dtype(name))
     xp = namespace(x)
     return xp.astype(x, getattr(xp, name))
+
+
+def clip(x: Array, low: float, high: float) -> Array:
+    """``x`` between two numbers. By its own method where it has one: what wraps torch's costs more than a row does."""
+    own = getattr(x, "clip", None)
+    return namespace(x).clip(x, low, high) if own is None else own(low, high)
 
 
 def to_numpy(x: Array) -> np.ndarray:

@@ -7,7 +7,7 @@ positive value saturates; an asymmetric range always contains zero. Rounding is 
 
 from typing import Any
 
-from gs_core.arrays import Array, astype, device, namespace, numpy_dtype
+from gs_core.arrays import Array, astype, clip, device, namespace, numpy_dtype
 from gs_core.numerics import groups
 from gs_core.numerics.minifloat import nearest
 from gs_core.quantized import QuantizedTensor
@@ -49,7 +49,7 @@ def encode(x: Array, scale: Array, zero_point: Array | None, args: QuantizationA
     codes = xp.round(x / scale)
     if zero_point is not None:
         codes = codes + zero_point
-    return xp.clip(codes, args.number.minimum, args.number.maximum)
+    return clip(codes, args.number.minimum, args.number.maximum)
 
 
 def decode(codes: Array, scale: Array, zero_point: Array | None) -> Array:

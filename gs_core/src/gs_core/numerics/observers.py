@@ -3,7 +3,7 @@
 Inputs are shaped by ``groups.split``: ``(rows, groups, elements)``; ranges come back as ``(rows, groups)``.
 """
 
-from gs_core.arrays import Array, astype, namespace
+from gs_core.arrays import Array, astype, device, namespace
 from gs_core.numerics import groups
 from gs_core.numerics.integer import decode, encode, quantize_with, scale_dtype, scale_from_range
 from gs_core.quantized import QuantizedTensor
@@ -28,28 +28,32 @@ def mse_fraction(values: Array, args: QuantizationArgs, dtype: str, importance: 
     """
     xp = namespace(values)
     low, high = minmax(values)
-    best_error = xp.full_like(low, float("inf"))
+    least = xp.full_like(low, float("inf"))
     best = xp.ones_like(low)
 
-    def offer(fraction: Array) -> None:
-        nonlocal best, best_error
-        scale, zero_point = scale_from_range(low * fraction, high * fraction, args, dtype)
-        wide = xp.expand_dims(astype(scale, "float32"), axis=-1)
-        zero = None if zero_point is None else xp.expand_dims(zero_point, axis=-1)
-        error = values - decode(encode(values, wide, zero, args), wide, zero)
-        error = error * error if importance is None else error * error * importance
-        total = xp.sum(error, axis=-1)
-        better = total < best_error
-        best_error = xp.where(better, total, best_error)
-        best = xp.where(better, fraction, best)
+    def offer(fractions: Array) -> None:
+        """``(fractions, rows, groups)``, or with one row and group for all of them."""
+        nonlocal best, least
+        scales, zero_points = scale_from_range(low * fractions, high * fractions, args, dtype)
+        scales = xp.expand_dims(astype(scales, "float32"), axis=-1)
+        zero_points = None if zero_points is None else xp.expand_dims(zero_points, axis=-1)
+        for i in range(fractions.shape[0]):
+            scale, zero_point = scales[i, ...], None if zero_points is None else zero_points[i, ...]
+            error = decode(encode(values, scale, zero_point, args), scale, zero_point)
+            error -= values
+            error *= error
+            if importance is not None:
+                error *= importance
+            total = xp.sum(error, axis=-1)
+            better = total < least
+            least = xp.where(better, total, least)
+            best = xp.where(better, fractions[i, ...], best)
 
     step = (1.0 - SMALLEST) / STEPS
-    for number in range(0, STEPS, STRIDE):
-        offer(xp.full_like(low, 1.0 - number * step))
-    around = best + 0.0
-    for number in range(1 - STRIDE, STRIDE):
-        if number:
-            offer(xp.clip(around + number * step, max=1.0))
+    steps = xp.arange(0, STEPS, STRIDE, dtype=low.dtype, device=device(low))
+    offer(xp.reshape(1.0 - steps * step, (-1, 1, 1)))
+    near = [number for number in range(1 - STRIDE, STRIDE) if number]
+    offer(xp.clip(best + xp.reshape(xp.asarray(near, dtype=low.dtype, device=device(low)), (-1, 1, 1)) * step, max=1.0))
     return best
 
 

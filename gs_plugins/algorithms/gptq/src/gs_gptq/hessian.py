@@ -115,8 +115,10 @@ def _cholesky(matrix: Array) -> bool:
     The library's own would need a second matrix. Almost all of the work is in the products of panels.
     """
     xp = namespace(matrix)
-    edges = panels(matrix.shape[0], PANEL)
-    for number, (a, b) in enumerate(edges):
+    for a, b in panels(matrix.shape[0], PANEL):
+        if a:  # all that the panels before take from this one, in one product
+            part = matrix[a:, a:b]
+            part -= matrix[a:, :a] @ xp.permute_dims(matrix[a:b, :a], (1, 0))
         try:
             corner = xp.linalg.cholesky(matrix[a:b, a:b])
             inverse = xp.linalg.inv(corner)
@@ -125,11 +127,7 @@ def _cholesky(matrix: Array) -> bool:
         if not bool(xp.isfinite(xp.sum(corner) + xp.sum(inverse))):
             return False
         matrix[a:b, a:b] = corner
-        below = matrix[b:, a:b] @ xp.permute_dims(inverse, (1, 0))
-        matrix[b:, a:b] = below
-        for top, bottom in edges[number + 1 :]:
-            product = below[top - b : bottom - b, :] @ xp.permute_dims(below[: bottom - b, :], (1, 0))
-            matrix[top:bottom, b:bottom] -= product
+        matrix[b:, a:b] = matrix[b:, a:b] @ xp.permute_dims(inverse, (1, 0))
     return True
 
 

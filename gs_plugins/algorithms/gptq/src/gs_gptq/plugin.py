@@ -40,7 +40,7 @@ class Options(Strict):
     static_groups: choose every scale before the first feature is rounded, in the order the features are stored in;
         without it scales follow the feedback, and with ``act_order`` groups are no longer neighbours.
     damping: what is added to the Hessian's diagonal, relative to its mean.
-    block_size: features between two matrix products of feedback.
+    block_size: features that receive the feedback of all before them in one product, which is held for so many.
     observer: how scales are chosen: the scheme's own, or ``hessian``: the clipping that costs the least output
         error, each feature weighed by its conditional variance.
     signed_scales: symmetric scales of up to four bits may be negative (``gs_gptq.scales``).
@@ -54,7 +54,7 @@ class Options(Strict):
     act_order: bool = True
     static_groups: bool = True
     damping: float = Field(0.01, ge=0.0, le=1.0)
-    block_size: int = Field(128, gt=0)
+    block_size: int = Field(1024, gt=0)
     observer: str = Field("hessian", pattern="^(scheme|hessian)$")
     signed_scales: bool = True
     sweeps: int = Field(1, ge=0)
@@ -97,7 +97,8 @@ class GPTQ(Algorithm):
         return grouped and self.options.act_order and not self.options.static_groups
 
     def needs(self, scheme: QuantizationScheme) -> Needs:
-        return Needs(data=True, float_stream=self.options.asymmetric)
+        # Errors are weighed as well by what the float model's layers see (docs/algorithms/gptq.md has figures).
+        return Needs(data=True, float_stream=self.options.asymmetric, float_only=not self.options.asymmetric)
 
     @hookimpl
     def observe(self, site: Site) -> Accumulator | None:
@@ -179,7 +180,9 @@ class GPTQ(Algorithm):
             alone = search.model_copy(update={"granularity": "channel", "group_size": None})
             return params(left, alone, dtype, site.importance[first : first + size] if by_cost else None)
 
-        rest = xp.take(xp.permute_dims(weight, (1, 0)), site.order, axis=0)
+        rest = xp.empty((features, weight.shape[0]), dtype=weight.dtype, device=device(weight))
+        for a, b in panels(weight.shape[0], SLICE):
+            rest[:, a:b] = xp.permute_dims(xp.take(weight[a:b, :], site.order, axis=1), (1, 0))
         del weight
         free = None if static else choose
         codes = solve(rest, site.factors, groups, grid, self.options.block_size, free, self.options.sweeps)

@@ -6,54 +6,96 @@ codes, as in QuantEase (Behdin et al., https://arxiv.org/abs/2309.01885), starte
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from gs_core import Array, namespace
 from gs_core.arrays import astype, device
 from gs_gptq.grid import Grid
-from gs_gptq.hessian import NEAR, Factors, panels
+from gs_gptq.hessian import NEAR, PANEL, Factors, panels
+
+BLOCK = 128
+"""Features of a block, where they are not divided into groups."""
+TOGETHER = 1024
+"""Features of the blocks that one gradient is computed for."""
 
 
-def refine(codes: Array, errors: Array, factors: Factors, groups: Sequence[int], grid: Grid, block_size: int) -> None:
+def refine(codes: Array, errors: Array, factors: Factors, groups: Sequence[int], grid: Grid) -> None:
     """One sweep over ``codes``, their ``errors`` (float32; both ``(features, rows)``) and the scales of ``grid``, all
     in place.
 
     groups: of each feature. A group is a block, so that the gradient its codes need serves its scale, too; what is
-    not divided into groups is taken ``block_size`` features at a time, and keeps its scale.
+    not divided into groups keeps its scale.
     """
-    grouped = len(set(groups)) > 1
-    for group in sorted(set(groups)):
-        members = [feature for feature, its in enumerate(groups) if its == group]
-        for start, stop in panels(len(members), len(members) if grouped else block_size):
-            _block(members[start:stop], group, codes, errors, factors, grid, grouped)
+    sweep = _Sweep(codes, errors, factors, groups, grid, refit=len(set(groups)) > 1)
+    together: list[list[int]] = []
+    for block in sweep.blocks():
+        if together and sum(map(len, together)) + len(block) > TOGETHER:
+            sweep.through(together)
+            together = []
+        together.append(block)
+    sweep.through(together)
 
 
-def _block(
-    block: Sequence[int], group: int, codes: Array, errors: Array, factors: Factors, grid: Grid, refit: bool
-) -> None:
-    xp = namespace(codes)
-    members = xp.asarray(block, device=device(codes))
-    hessian = _rows(factors, members)
-    corner, diagonal = xp.take(hessian, members, axis=1), xp.take(factors.diagonal, members, axis=0)
-    gradient = hessian @ errors
-    mine, steps = xp.take(errors, members, axis=0), grid.steps(xp.take(codes, members, axis=0), group)
-    if refit:
-        change = _refit(steps, corner, gradient, grid, group)
-        mine = mine - change * steps
-        gradient = gradient - change * (corner @ steps)
-    before, moved = steps * grid.scale[group, :], xp.zeros_like(gradient)
-    for start, stop in panels(len(block), NEAR):
-        for i in range(start, stop):
-            slope = gradient[i, :]
-            if i > start:
-                slope = slope + corner[i, start:i] @ moved[start:i, :]
-            found, after = grid.round(before[i, :] + slope / diagonal[i], group)
-            moved[i, :] = before[i, :] - after
-            codes[block[i], :] = astype(found, grid.code_dtype)
-        later = gradient[stop:, :]
-        later += corner[stop:, start:stop] @ moved[start:stop, :]
-    mine = mine + moved
-    for i, feature in enumerate(block):
-        errors[feature, :] = mine[i, :]
+@dataclass(frozen=True)
+class _Sweep:
+    codes: Array
+    errors: Array
+    factors: Factors
+    groups: Sequence[int]
+    grid: Grid
+    refit: bool
+
+    def blocks(self) -> list[list[int]]:
+        found = []
+        for group in sorted(set(self.groups)):
+            members = [feature for feature, its in enumerate(self.groups) if its == group]
+            step = len(members) if self.refit else BLOCK
+            found += [members[start:stop] for start, stop in panels(len(members), step)]
+        return found
+
+    def through(self, blocks: Sequence[Sequence[int]]) -> None:
+        """One block after another; what changes in one is added to the gradient of those after it."""
+        xp, place = namespace(self.codes), device(self.codes)
+        hessian = _rows(self.factors, xp.asarray([feature for block in blocks for feature in block], device=place))
+        gradient = hessian @ self.errors
+        start = 0
+        for block in blocks:
+            stop = start + len(block)
+            columns = xp.take(hessian[start:, :], xp.asarray(block, device=place), axis=1)
+            change = self._block(block, columns[: len(block), :], gradient[start:stop, :])
+            later = gradient[stop:, :]
+            later += columns[len(block) :, :] @ change
+            start = stop
+
+    def _block(self, block: Sequence[int], hessian: Array, gradient: Array) -> Array:
+        """How the errors of some features of one group change, ``(members, rows)``. hessian: between them. gradient:
+        ``hessian @ errors`` of all features, for these; used up."""
+        xp, grid, group = namespace(hessian), self.grid, self.groups[block[0]]
+        codes = xp.take(self.codes, xp.asarray(block, device=device(hessian)), axis=0)
+        steps = grid.steps(codes, group)
+        change = xp.zeros_like(steps)
+        if self.refit:
+            change -= _refit(steps, hessian, gradient, grid, group) * steps
+            gradient += hessian @ change
+        diagonal = xp.linalg.diagonal(hessian)[:, None]
+        before, pull = steps * grid.scale[group, :], hessian / diagonal
+        wanted = before + gradient / diagonal
+        moved, found = xp.empty_like(wanted), xp.empty_like(wanted)
+        for start, stop in panels(len(block), NEAR):
+            for i in range(start, stop):
+                own = wanted[i, :]
+                if i > start:
+                    own = own + pull[i, start:i] @ moved[start:i, :]
+                found[i, :], after = grid.round(own, group)
+                moved[i, :] = before[i, :] - after
+            later = wanted[stop:, :]
+            later += pull[stop:, start:stop] @ moved[start:stop, :]
+        change += moved
+        found = astype(found, grid.code_dtype)
+        for i, feature in enumerate(block):
+            self.errors[feature, :] += change[i, :]
+            self.codes[feature, :] = found[i, :]
+        return change
 
 
 def _refit(steps: Array, corner: Array, gradient: Array, grid: Grid, group: int) -> Array:
@@ -73,8 +115,10 @@ def _refit(steps: Array, corner: Array, gradient: Array, grid: Grid, group: int)
 def _rows(factors: Factors, members: Array) -> Array:
     """Whole rows of the Hessian, ``(members, features)``, of which only what is above the diagonal is kept."""
     xp = namespace(members)
-    right = xp.take(factors.matrix, members, axis=0)
-    left = xp.permute_dims(xp.take(factors.matrix, members, axis=1), (1, 0))
-    feature = xp.arange(right.shape[1], device=device(members))[None, :]
-    own = xp.where(feature == members[:, None], factors.diagonal[None, :], left)
-    return xp.where(feature > members[:, None], right, own)
+    rows, own = xp.take(factors.matrix, members, axis=0), members[:, None]
+    for a, b in panels(rows.shape[1], PANEL):  # what a few panels need stays in the cache
+        feature = xp.arange(a, b, device=device(members))[None, :]
+        column = xp.permute_dims(xp.take(factors.matrix[a:b, :], members, axis=1), (1, 0))
+        column = xp.where(feature == own, factors.diagonal[None, a:b], column)
+        rows[:, a:b] = xp.where(feature > own, rows[:, a:b], column)
+    return rows
