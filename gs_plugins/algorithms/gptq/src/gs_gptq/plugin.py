@@ -97,8 +97,11 @@ class GPTQ(Algorithm):
         return grouped and self.options.act_order and not self.options.static_groups
 
     def needs(self, scheme: QuantizationScheme) -> Needs:
-        # Errors are weighed as well by what the float model's layers see (docs/algorithms/gptq.md has figures).
-        return Needs(data=True, float_stream=self.options.asymmetric, float_only=not self.options.asymmetric)
+        # Errors are weighed as well by what the float model's layers see, but for activations of few bits, which are
+        # far from those (docs/algorithms/gptq.md has figures).
+        coarse = scheme.inputs is not None and scheme.inputs.bits < 8
+        asymmetric = self.options.asymmetric
+        return Needs(data=True, float_stream=asymmetric, float_only=not asymmetric and not coarse)
 
     @hookimpl
     def observe(self, site: Site) -> Accumulator | None:
