@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,7 +116,18 @@ def main() -> None:
     for name in TOKENIZER:
         shutil.copyfile(BUNDLED / name, given.folder / name)
     np.save(given.tokens, np.random.default_rng(0).integers(shape.vocabulary, size=(shape.samples, shape.seq_len)))
-    print(json.dumps({"bytes": total, "blocks": shape.layers, "samples": shape.samples, "seq_len": shape.seq_len}))
+    count = sum(math.prod(size) for _, size in parameters(shape))
+    print(
+        json.dumps(
+            {
+                "bytes": total,
+                "parameters": count,
+                "blocks": shape.layers,
+                "samples": shape.samples,
+                "seq_len": shape.seq_len,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from arithmetic import necessary, seconds
-from checkpoints import SHAPES
+from checkpoints import DTYPES, SHAPES
 from measuring import ours, table
 from peers import TOOLS, quantize
 from rows import SPEED
@@ -18,13 +18,15 @@ Line = list[str]
 def measure(work: Path, tools: Collection[str], known: list[Line]) -> Iterator[str]:
     """The section, again after each line: what is measured now in place of what was ``known``."""
     model, tokens = work / "mid", work / "mid.npy"
-    made = ours("checkpoints.py", "mid", model, tokens)
     rates = ours("rate.py")
+    dtype = max(DTYPES, key=lambda name: rates.answer.get(name, 0.0))  # all compute in the dtype that is stored
+    made = ours("checkpoints.py", "mid", model, tokens, dtype)
     if made.failure or rates.failure:
         yield f"Not measured: {made.failure or rates.failure}\n"
         return
     what = (
-        f"{made['bytes'] / 2e6:.0f} M parameters, {made['samples']} × {made['seq_len']} tokens. One thread multiplies "
+        f"{made['parameters'] / 1e6:.0f} M parameters in {dtype}, the dtype that this processor multiplies fastest, "
+        f"{made['samples']} × {made['seq_len']} tokens. One thread multiplies "
         f"matrices at {rates['float32'] / 1e9:.0f} GFLOP/s in float32 and {rates['bfloat16'] / 1e9:.0f} in bfloat16; "
         "*least* is the necessary arithmetic at those rates, *reached* its share of the seconds of quantizing.\n\n"
     )

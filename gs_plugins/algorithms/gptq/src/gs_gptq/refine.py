@@ -38,6 +38,8 @@ def refine(codes: Array, errors: Array, factors: Factors, groups: Sequence[int],
 
 @dataclass(frozen=True)
 class _Sweep:
+    """What ``refine`` was given, and whether scales are looked at, too."""
+
     codes: Array
     errors: Array
     factors: Factors
@@ -46,6 +48,7 @@ class _Sweep:
     refit: bool
 
     def blocks(self) -> list[list[int]]:
+        """Features that are taken together, each block within one group."""
         found = []
         for group in sorted(set(self.groups)):
             members = [feature for feature, its in enumerate(self.groups) if its == group]

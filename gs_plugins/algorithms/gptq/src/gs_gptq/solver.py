@@ -44,7 +44,7 @@ def solve(
     def take(start: int, stop: int, fed: Array) -> None:
         """The features from ``stop`` down to ``start``; fed: what the errors from ``stop`` on add to them."""
         if stop - start > NEAR:
-            middle = start + (stop - start) // (2 * NEAR) * NEAR if stop - start > 2 * NEAR else stop - NEAR
+            middle = stop - max(1, (stop - start) // (2 * NEAR)) * NEAR
             take(middle, stop, fed[middle - start :, :])
             earlier = fed[: middle - start, :]
             earlier += xp.permute_dims(feedback[middle:stop, start:middle], (1, 0)) @ rest[middle:stop, :]
@@ -64,10 +64,7 @@ def solve(
 
     for stop in range(features, 0, -block_size):
         start = max(0, stop - block_size)
-        if stop < features:
-            take(start, stop, xp.permute_dims(feedback[stop:, start:stop], (1, 0)) @ rest[stop:, :])
-        else:
-            take(start, stop, xp.zeros_like(rest[start:stop, :]))
+        take(start, stop, xp.permute_dims(feedback[stop:, start:stop], (1, 0)) @ rest[stop:, :])
     for _ in range(sweeps):
         refine(codes, rest, factors, groups, grid)
     return xp.permute_dims(codes, (1, 0))
