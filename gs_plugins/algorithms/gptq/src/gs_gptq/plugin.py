@@ -54,7 +54,7 @@ class Options(Strict):
     act_order: bool = True
     static_groups: bool = True
     damping: float = Field(0.01, ge=0.0, le=1.0)
-    block_size: int = Field(1024, gt=0)
+    block_size: int = Field(512, gt=0)
     observer: str = Field("hessian", pattern="^(scheme|hessian)$")
     signed_scales: bool = True
     sweeps: int = Field(1, ge=0)

@@ -15,7 +15,7 @@ from gs_gptq.hessian import NEAR, PANEL, Factors, panels
 
 BLOCK = 128
 """Features of a block, where they are not divided into groups."""
-TOGETHER = 1024
+TOGETHER = 512
 """Features of the blocks that one gradient is computed for."""
 
 
