@@ -12,7 +12,7 @@ def main() -> None:
 
     import numpy
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: F401 - imported by the peers before they begin
+    from transformers.models.llama import modeling_llama  # noqa: F401 - imported by the peers before they begin
 
     from gs_core import quantize
     from gs_schemas import Recipe

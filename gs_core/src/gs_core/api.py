@@ -139,7 +139,8 @@ def plan(
     if allocator is None:
         return make(resolved, opened.model, opened.adapter, device)
     tokens = _tokens(resolved, opened.model, calibration, samples, seq_len, "choosing schemes needs")
-    chosen = allocation.allocate(resolved, allocator, opened.model, tokens, progress)
+    with opened.model.settings():
+        chosen = allocation.allocate(resolved, allocator, opened.model, tokens, progress)
     return make(chosen.recipe, opened.model, opened.adapter, device, chosen.reasons, [chosen.summary])
 
 
@@ -186,7 +187,8 @@ def quantize(
         tokens = _tokens(made.recipe, made.model, calibration, samples, seq_len, _why_data(made))
     journal = Journal(Path(output), _identity(made, tokens), restart)
     try:
-        files = pipeline.run(made, journal, tokens, plugins, progress)
+        with made.model.settings():
+            files = pipeline.run(made, journal, tokens, plugins, progress)
         finished = report.write(made, journal, tokens, files, time.monotonic() - started)
         journal.finish()
     except OSError as error:

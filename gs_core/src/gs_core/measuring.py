@@ -66,7 +66,7 @@ class Measured:
 
     @classmethod
     def of(cls, layer: Layer, seen: Seen) -> "Measured":
-        weight = layer.weight()
+        weight = layer.view()
         if layer.args.granularity in ("group", "channel"):  # else rows share a scale, and stay together
             weight = weight[:: max(1, weight.shape[0] * weight.shape[1] // WEIGHTS), :]
         return cls(layer, seen, weight)

@@ -69,11 +69,11 @@ def _error(watch: Watch, layer: Layer, rounded: Array, static: StaticInput | Non
     """Of the layer's output on a sample of what arrives; of its weight, where nothing does."""
     site = watch.sites.get(layer.site)
     if site is None or not site.tokens:
-        return relative_error(layer.weight(), rounded), "weight"
+        return relative_error(layer.view(), rounded), "weight"
     x = site.sample.result()
     x = x[:: max(1, x.shape[0] // TOKENS), :]
     seen = fake_quantizer({layer.site: (layer.scheme, static)}, online=watch.block.online)(layer.site, x)
-    return relative_error(x @ layer.weight().T, (x if seen is None else seen) @ rounded.T), "output"
+    return relative_error(x @ layer.view().T, (x if seen is None else seen) @ rounded.T), "output"
 
 
 def pack_caches(plan: Plan, watch: Watch, static: Mapping[str, StaticInput | None], outcome: Outcome) -> None:

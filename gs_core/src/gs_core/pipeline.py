@@ -245,7 +245,7 @@ class _Line:
 
 
 def _check_weight(layer: Layer) -> None:
-    if not is_finite(layer.weight()):
+    if not is_finite(layer.view()):
         raise CheckpointError(f"{layer.name}: the weight holds NaN or infinity; the source is damaged")
 
 

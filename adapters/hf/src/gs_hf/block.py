@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from gs_core import Fold, Layer, LayerInfo, Site
 from gs_core.applying import Keep, Norm, WritableBlock
@@ -30,8 +31,14 @@ class HFLayer(Layer):
         self._block, self._places = block, places
 
     def weight(self) -> torch.Tensor:
+        return self._whole().to(torch.float32, copy=True)
+
+    def view(self) -> torch.Tensor:
+        return self._whole().to(torch.float32)
+
+    def _whole(self) -> torch.Tensor:
         pieces = [self._block.piece(place) for place in self._places]
-        return (torch.cat(pieces) if len(pieces) > 1 else pieces[0]).to(torch.float32, copy=True)
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
     def set_weight(self, weight: torch.Tensor) -> None:
         start = 0
@@ -116,7 +123,8 @@ class HFBlock(WritableBlock):
         """Call ``on_site`` once for each tensor that arrives at a site, however many layers it feeds, and for each
         that leaves a layer as a key; multiply by the given weights."""
         makers = self.model.makers
-        last: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        # While its storage is referred to, no other tensor has its identity; its numbers are not kept.
+        last: dict[str, tuple[tuple, StorageWeakRef, torch.Tensor | None]] = {}
 
         def on_use(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
             site = self.model.found.site_of.get((use.parameter, use.expert))
@@ -125,13 +133,12 @@ class HFBlock(WritableBlock):
             other = self._stand_in(use, weights)
             if on_site is None:
                 return compute(x, other)
-            seen = last.get(site)
-            if seen is None or identity(seen[0]) != identity(x):
-                flat = x.reshape(-1, x.shape[-1])
-                replaced = on_site(site, flat)
-                seen = last[site] = (x, flat if replaced is None else replaced)
-            y = compute(seen[1].reshape(x.shape), other)
-            if on_site is None or use.parameter not in makers:
+            if site not in last or last[site][0] != identity(x):
+                replaced = on_site(site, x.reshape(-1, x.shape[-1]))
+                last[site] = identity(x), StorageWeakRef(x.untyped_storage()), replaced
+            stand_in = last[site][-1]
+            y = compute(x if stand_in is None else stand_in.reshape(x.shape), other)
+            if use.parameter not in makers:
                 return y
             replaced = on_site(makers[use.parameter], y.reshape(-1, y.shape[-1]))
             return y if replaced is None else replaced.reshape(y.shape)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from gs_hf.caches import observe_caches
 from gs_hf.construct import find_blocks
 from gs_hf.layers import Layers
 from gs_hf.naming import name_places
+from gs_hf.products import fast_products
 from gs_hf.residual import Residual, untied
 from gs_hf.running import Runner, take_up
 from gs_hf.weights import Weights
@@ -112,6 +114,9 @@ class HFModel(Model):
 
     def config(self) -> dict[str, Any]:
         return untied(self._config) if self.residual is not None else dict(self._config)
+
+    def settings(self) -> AbstractContextManager[None]:
+        return fast_products(self.device)
 
     def rotate(self, rotation: LinearMap) -> None:
         self.residual = Residual(self, rotation)

@@ -26,6 +26,9 @@ class MFLayer(Layer):
     def weight(self) -> np.ndarray:
         return np.array(self._block.piece(self._place), np.float32, order="C")
 
+    def view(self) -> np.ndarray:
+        return np.asarray(self._block.piece(self._place), np.float32)
+
     def set_weight(self, weight: np.ndarray) -> None:
         if self._place.parameter in self._block.values:
             self._place.of(self._block.parameter(self._place.parameter))[...] = weight

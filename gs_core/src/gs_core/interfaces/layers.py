@@ -65,6 +65,10 @@ class Layer(ABC):
     def weight(self) -> Array:
         """A float32 copy of the weight, the caller's to change."""
 
+    def view(self) -> Array:
+        """The weight in float32, to be read while the block is as it is: no copy where an adapter can do without."""
+        return self.weight()
+
     @abstractmethod
     def set_weight(self, weight: Array) -> None:
         """Make the block compute with this weight from now on."""

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -134,6 +134,10 @@ class Model(ABC):
     def max_tokens(self) -> int | None:
         """The longest sequence the model accepts, or ``None`` when it does not say."""
         return None
+
+    def settings(self) -> AbstractContextManager[None]:
+        """Entered around all work with its blocks and their arrays: what its framework has to be set to meanwhile."""
+        return nullcontext()
 
     def rotate(self, rotation: LinearMap) -> None:
         """Rotate the residual stream, once, while planning: what a block opened from now on takes and returns as

@@ -126,6 +126,8 @@ class LiveModelSuite(Suite):
             kept = numpy(weight).copy()
             weight *= 0
             assert np.array_equal(numpy(layer.weight()), kept)
+            assert np.array_equal(numpy(layer.view()), kept)
+            assert layer.view().dtype == weight.dtype
 
     # --- running ---------------------------------------------------------------------------------------------
 

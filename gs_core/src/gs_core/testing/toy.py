@@ -175,6 +175,9 @@ class ToyLayer(Layer):
     def weight(self) -> Array:
         return self._block.model.asarray(self._block.read(f"{self.name}.weight").copy())
 
+    def view(self) -> Array:
+        return self._block.model.asarray(self._block.read(f"{self.name}.weight"))
+
     def set_weight(self, weight: Array) -> None:
         self._block.write(f"{self.name}.weight", to_float32(weight))
 

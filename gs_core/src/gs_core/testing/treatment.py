@@ -1,6 +1,7 @@
 """One block under one algorithm: what the line does to it, without a plan, a journal or a file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from gs_core import numerics
 from gs_core.arrays import to_raw
-from gs_core.interfaces import Batch, Block, Data, OnSite, Transform
+from gs_core.interfaces import Batch, Block, Data, Layer, OnSite, Transform
 from gs_core.planning import Row
 from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Stages, implements
@@ -56,15 +57,26 @@ def treat(algorithm: Any, block: Block, scheme: QuantizationScheme, batches: Seq
     transforms = []
     if implements(algorithm, "smooth"):
         keys = [site for site in block.sites.values() if site.kind == "key" and algorithm.maps_keys]
-        for transform in stages.smooth(TESTED, block, layers, watch.observed(TESTED), data(), keys=keys):
+        with _unwritten(layers):
+            found = stages.smooth(TESTED, block, layers, watch.observed(TESTED), data(), keys=keys)
+        for transform in found:
             try:
                 applied, _ = block.apply(transform)
             except ValueError:  # the producer cannot take it: the line drops it, with a note
                 continue
             watch.account(applied)
             transforms.append(applied)
-    tensors = stages.quantize(names[-1], block, layers, watch.observed(names[-1]), data())
+    with _unwritten(layers):
+        tensors = stages.quantize(names[-1], block, layers, watch.observed(names[-1]), data())
     return Treated(block, scheme, watch, transforms, tensors)
+
+
+@contextmanager
+def _unwritten(layers: Sequence[Layer]) -> Iterator[None]:
+    """Weights that an algorithm may read are not written into."""
+    before = [numpy(layer.weight()) for layer in layers]
+    yield
+    assert all(np.array_equal(numpy(layer.view()), kept) for layer, kept in zip(layers, before, strict=True))
 
 
 def rounded(tensor: QuantizedTensor) -> np.ndarray:

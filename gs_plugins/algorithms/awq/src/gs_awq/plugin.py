@@ -95,7 +95,7 @@ class AWQ(Algorithm):
         return {layer.name: self._quantize(layer, observed.get(layer.site)) for layer in layers}
 
     def _quantize(self, layer: Layer, observed: Moments | None) -> QuantizedTensor:
-        weight, args = layer.weight(), layer.args
+        weight, args = layer.view(), layer.args
         if observed is None:
             return numerics.quantize_weight(weight, args, layer.dtype)
         options, ranges = self.options, Ranges.of(layer, self.options.signed_scales)

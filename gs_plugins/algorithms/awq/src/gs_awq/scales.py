@@ -46,7 +46,7 @@ class Target:
 
     @classmethod
     def of(cls, layer: Layer, moments: Array, magnitude: Array, signed: bool = True) -> "Target":
-        weight, rows = layer.weight(), layer.shape[0]
+        weight, rows = layer.view(), layer.shape[0]
         # Rows that share a scale stay together.
         together = height(rows, layer.args)
         step = max(1, rows * layer.shape[1] // SAMPLE) if together == 1 else 1

@@ -51,7 +51,7 @@ def build(
 def _candidates(block: Block, layer: Layer, options: Any, generator: torch.Generator) -> Iterator[SiteMap]:
     """The maps that a layer's site may get, the best first. What enters attention's output layer is heads: one matrix
     mixes them when the model runs, one mixes each head's values and is folded."""
-    site, features, device = layer.site, layer.shape[1], layer.weight().device
+    site, features, device = layer.site, layer.shape[1], layer.view().device
     matrix: type[Direct] | type[Learned] = Direct if options.direct_inv else Learned
     inputs = layer.scheme.inputs
     clip = torch.tensor(clip_start(inputs), device=device) if options.lac and inputs is not None else None
@@ -71,6 +71,6 @@ def _candidates(block: Block, layer: Layer, options: Any, generator: torch.Gener
 def _start(
     fold: Fold, by_site: Mapping[str, list[Layer]], observed: Mapping[str, torch.Tensor], alpha: float
 ) -> torch.Tensor:
-    weights = [layer.weight() for site in fold.sites for layer in by_site[site]]
+    weights = [layer.view() for site in fold.sites for layer in by_site[site]]
     largest = fold.reduce_max([w.abs().amax(0) for w in weights])
     return smoothquant_style([largest[None]], fold.reduce_max([observed[site] for site in fold.sites]), alpha)

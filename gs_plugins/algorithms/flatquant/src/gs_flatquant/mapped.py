@@ -176,6 +176,6 @@ def clip_start(args: QuantizationArgs) -> float:
 
 def clip_logits(layer: Layer) -> torch.Tensor:
     """Where clipping of a weight starts, ``(2, rows, groups)``."""
-    weight = layer.weight()
+    weight = layer.view()
     rows, groups = numerics.split(weight, layer.args).shape[:2]
     return torch.full((2, rows, groups), clip_start(layer.args), device=weight.device)

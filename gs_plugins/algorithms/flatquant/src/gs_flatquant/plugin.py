@@ -144,7 +144,7 @@ class FlatQuant(Algorithm):
         return {layer.name: self._round(layer) for layer in layers}
 
     def _round(self, layer: Layer) -> QuantizedTensor:
-        weight = layer.weight()
+        weight = layer.view()
         if layer.name not in self._clips:
             return numerics.quantize_weight(weight, layer.args, layer.dtype)
         keep_low, keep_high = self._clips[layer.name].to(weight.device).sigmoid()

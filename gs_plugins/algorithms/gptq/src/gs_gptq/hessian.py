@@ -1,5 +1,6 @@
 """The second moments of a site's activations, and their factorisation in the same memory."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gs_core import Accumulator, Array, namespace
@@ -11,7 +12,7 @@ MOST_DAMPING = 1.0
 PANEL = 256
 """Features in a panel of the factorisation: small enough for the cache, large enough for its products."""
 NEAR = 16
-"""Features whose errors reach each other one by one; what is further off is reached by products."""
+"""Features whose errors reach each other one by one; what is further off is reached by products (``halved``)."""
 
 
 class Hessian(Accumulator):
@@ -112,25 +113,46 @@ def factor(hessian: Array, damping: float) -> Factors:
 def _cholesky(matrix: Array) -> bool:
     """Put the Cholesky factor on and below the diagonal, panel by panel; False when there is none.
 
-    The library's own would need a second matrix. Almost all of the work is in the products of panels.
+    The library's own would need a second matrix. Almost all of the work is in products of panels, of few different
+    sizes: libraries keep a program for each.
     """
-    xp = namespace(matrix)
-    for a, b in panels(matrix.shape[0], PANEL):
-        if a:  # all that the panels before take from this one, in one product
-            part = matrix[a:, a:b]
-            part -= matrix[a:, :a] @ xp.permute_dims(matrix[a:b, :a], (1, 0))
+    xp, size = namespace(matrix), matrix.shape[0]
+    for a, b in panels(size, PANEL):
+        for rows in _slices(a, size):
+            part = matrix[rows, a:b]
+            for before, after in panels(a, 2 * SLICE):
+                part -= matrix[rows, before:after] @ xp.permute_dims(matrix[a:b, before:after], (1, 0))
         try:
             corner = xp.linalg.cholesky(matrix[a:b, a:b])
-            inverse = xp.linalg.inv(corner)
+            inverse = xp.permute_dims(xp.linalg.inv(corner), (1, 0))
         except (RuntimeError, ValueError, ArithmeticError):  # LinAlgError is one of these in every namespace
             return False
         if not bool(xp.isfinite(xp.sum(corner) + xp.sum(inverse))):
             return False
         matrix[a:b, a:b] = corner
-        matrix[b:, a:b] = matrix[b:, a:b] @ xp.permute_dims(inverse, (1, 0))
+        for rows in _slices(b, size):
+            matrix[rows, a:b] = matrix[rows, a:b] @ inverse
     return True
+
+
+def _slices(start: int, stop: int) -> list[slice]:
+    return [slice(start + a, start + b) for a, b in panels(stop - start, SLICE)]
 
 
 def panels(size: int, step: int) -> list[tuple[int, int]]:
     """Where ranges of ``step`` begin and end."""
     return [(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def halved(size: int, start: int = 0) -> Iterator[tuple[int, int, int]]:
+    """How to go through ``size`` features of which each owes something to all after it: ``(start, middle, stop)``,
+    products of what is before ``middle`` with what is behind it, and between them, where ``middle`` is ``stop``, up
+    to ``NEAR`` features one by one. Half of all is owed in one product, each half is the same problem again."""
+    stop = start + size
+    if size <= NEAR:
+        yield start, stop, stop
+        return
+    middle = start + max(1, size // (2 * NEAR)) * NEAR
+    yield from halved(middle - start, start)
+    yield start, middle, stop
+    yield from halved(stop - middle, middle)

@@ -138,7 +138,7 @@ class GPTQ(Algorithm):
     def _quantize(self, layers: list[Layer], arrivals: Arrivals | None) -> dict[str, QuantizedTensor]:
         """The layers of one site. ``arrivals``, whose Hessian is used up, is None where no token reached it."""
         if arrivals is None:
-            return {n.name: numerics.quantize_weight(n.weight(), n.args, n.dtype) for n in layers}
+            return {n.name: numerics.quantize_weight(n.view(), n.args, n.dtype) for n in layers}
         factored = self._factor(arrivals.hessian)
         found: dict[str, QuantizedTensor] = {}
         for group in _groups(layers):
@@ -189,6 +189,7 @@ class GPTQ(Algorithm):
         del weight
         free = None if static else choose
         codes = solve(rest, site.factors, groups, grid, self.options.block_size, free, self.options.sweeps)
+        del rest
         return QuantizedTensor(
             xp.take(codes, position, axis=1),
             *grid.params(),
@@ -216,7 +217,7 @@ def _elements(layers: list[Layer]) -> int:
 
 
 def _joined(layers: list[Layer]) -> Array:
-    weights = [layer.weight() for layer in layers]
+    weights = [layer.view() for layer in layers]
     return namespace(weights[0]).concat(weights, axis=0) if len(weights) > 1 else weights[0]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gs_core import Array, namespace
 from gs_core.arrays import astype, device
 from gs_gptq.grid import Grid
-from gs_gptq.hessian import NEAR, PANEL, Factors, panels
+from gs_gptq.hessian import PANEL, Factors, halved, panels
 
 BLOCK = 128
 """Features of a block, where they are not divided into groups."""
@@ -84,15 +84,16 @@ class _Sweep:
         before, pull = steps * grid.scale[group, :], hessian / diagonal
         wanted = before + gradient / diagonal
         moved, found = xp.empty_like(wanted), xp.empty_like(wanted)
-        for start, stop in panels(len(block), NEAR):
+        for start, middle, stop in halved(len(block)):
+            if middle < stop:
+                later = wanted[middle:stop, :]
+                later += pull[middle:stop, start:middle] @ moved[start:middle, :]
+                continue
             for i in range(start, stop):
-                own = wanted[i, :]
-                if i > start:
-                    own = own + pull[i, start:i] @ moved[start:i, :]
-                found[i, :], after = grid.round(own, group)
+                found[i, :], after = grid.round(wanted[i, :], group)
                 moved[i, :] = before[i, :] - after
-            later = wanted[stop:, :]
-            later += pull[stop:, start:stop] @ moved[start:stop, :]
+                later = wanted[i + 1 : stop, :]
+                later += pull[i + 1 : stop, i, None] * moved[i, :]
         change += moved
         found = astype(found, grid.code_dtype)
         for i, feature in enumerate(block):

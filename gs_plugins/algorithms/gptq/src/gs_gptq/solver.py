@@ -8,11 +8,12 @@ so what one half of the features owes the other is one matrix product, and each 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from gs_core import Array, namespace
 from gs_core.arrays import astype, device
 from gs_gptq.grid import Grid
-from gs_gptq.hessian import NEAR, Factors
+from gs_gptq.hessian import Factors, halved
 from gs_gptq.refine import refine
 
 Choose = Callable[[Array, int], tuple[Array, Array | None]]
@@ -37,37 +38,55 @@ def solve(
     sweeps: how many times all codes are looked at once more (``refine``).
     """
     xp = namespace(rest)
-    feedback = factors.matrix
-    features = rest.shape[0]
+    features, feedback = rest.shape[0], factors.matrix
     codes = xp.empty(rest.shape, dtype=getattr(xp, grid.code_dtype), device=device(rest))
-
-    def take(start: int, stop: int, fed: Array) -> None:
-        """The features from ``stop`` down to ``start``; fed: what the errors from ``stop`` on add to them."""
-        if stop - start > NEAR:
-            middle = stop - max(1, (stop - start) // (2 * NEAR)) * NEAR
-            take(middle, stop, fed[middle - start :, :])
-            earlier = fed[: middle - start, :]
-            earlier += xp.permute_dims(feedback[middle:stop, start:middle], (1, 0)) @ rest[middle:stop, :]
-            take(start, middle, earlier)
-            return
-        found = xp.empty_like(fed)
-        for i in reversed(range(start, stop)):
-            if choose is not None and (i + 1 == features or groups[i] != groups[i + 1]):
-                first = i + 1 - sum(1 for group in groups[: i + 1] if group == groups[i])
-                grid.set(groups[i], *choose(xp.permute_dims(_left(rest, feedback, first, i + 1), (1, 0)), first))
-            wanted = rest[i, :] + fed[i - start, :]
-            if i + 1 < stop:
-                wanted += feedback[i + 1 : stop, i] @ rest[i + 1 : stop, :]
-            found[i - start, :], rounded = grid.round(wanted, groups[i])
-            rest[i, :] -= rounded
-        codes[start:stop, :] = astype(found, grid.code_dtype)
-
+    problem = _Problem(rest, codes, feedback, groups, grid, choose)
     for stop in range(features, 0, -block_size):
         start = max(0, stop - block_size)
-        take(start, stop, xp.permute_dims(feedback[stop:, start:stop], (1, 0)) @ rest[stop:, :])
+        fed = xp.permute_dims(feedback[stop:, start:stop], (1, 0)) @ rest[stop:, :]  # what is behind adds to them
+        for behind, at, before in halved(stop - start):  # counted from ``stop``
+            first, middle, last = stop - before, stop - at, stop - behind
+            if first == middle:
+                problem.take(first, last, fed[first - start : last - start, :])
+            else:
+                part = fed[first - start : middle - start, :]
+                part += xp.permute_dims(feedback[middle:last, first:middle], (1, 0)) @ rest[middle:last, :]
     for _ in range(sweeps):
         refine(codes, rest, factors, groups, grid)
     return xp.permute_dims(codes, (1, 0))
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What ``solve`` was given. feedback: below its diagonal, what each error adds to the features before it."""
+
+    rest: Array
+    codes: Array
+    feedback: Array
+    groups: Sequence[int]
+    grid: Grid
+    choose: Choose | None
+
+    def take(self, start: int, stop: int, fed: Array) -> None:
+        """A few features, from ``stop`` down to ``start``; fed: what those from ``stop`` on add to them, used up."""
+        found = namespace(fed).empty_like(fed)
+        for i in reversed(range(start, stop)):
+            if self.choose is not None:
+                self._set_grid(i, self.choose)
+            error, earlier = self.rest[i, :], fed[: i - start, :]
+            found[i - start, :], rounded = self.grid.round(error + fed[i - start, :], self.groups[i])
+            error -= rounded
+            earlier += self.feedback[i, start:i, None] * error
+        self.codes[start:stop, :] = astype(found, self.grid.code_dtype)
+
+    def _set_grid(self, last: int, choose: Choose) -> None:
+        """That of the group whose features end here, where one does: as those behind it have left it."""
+        group, xp = self.groups[last], namespace(self.rest)
+        if last + 1 < len(self.groups) and group == self.groups[last + 1]:
+            return
+        first = last + 1 - sum(1 for other in self.groups[: last + 1] if other == group)
+        left = _left(self.rest, self.feedback, first, last + 1)
+        self.grid.set(group, *choose(xp.permute_dims(left, (1, 0)), first))
 
 
 def _left(rest: Array, feedback: Array, start: int, stop: int) -> Array:

@@ -10,4 +10,4 @@ class RoundToNearest(Algorithm):
 
     @hookimpl
     def quantize(self, layers: Sequence[Layer]) -> dict[str, QuantizedTensor]:
-        return {layer.name: numerics.quantize_weight(layer.weight(), layer.args, layer.dtype) for layer in layers}
+        return {layer.name: numerics.quantize_weight(layer.view(), layer.args, layer.dtype) for layer in layers}

@@ -89,7 +89,7 @@ class SmoothQuant(Algorithm):
         observed = {site: seen[site] for site in layers}
         auto = self.options.alpha == "auto"
         activation = fold.reduce_max([x.maxima if auto else x for x in observed.values()])
-        weight = fold.reduce_max([_column_maxima(layer.weight()) for site in layers for layer in layers[site]])
+        weight = fold.reduce_max([_column_maxima(layer.view()) for site in layers for layer in layers[site]])
         xp = namespace(activation)
         activation, weight = xp.clip(activation, min=SMALLEST), xp.clip(weight, min=SMALLEST)
 

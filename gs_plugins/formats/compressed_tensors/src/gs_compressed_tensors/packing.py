@@ -7,38 +7,29 @@ unused that hold no whole value, which at 2, 4 and 8 bits is the same.
 
 import numpy as np
 
-PERIOD = 32  # values, after which they begin with a word again
-
 
 def pack_rows(codes: np.ndarray, bits: int) -> np.ndarray:
     """int8 ``(rows, columns)`` to int32 ``(rows, ceil(columns * bits / 32))``."""
     rows, columns = codes.shape
-    periods = -(-columns // PERIOD)
-    unsigned = np.zeros((rows, periods * PERIOD), np.uint32)
-    unsigned[:, :columns] = codes.astype(np.int32) + (1 << (bits - 1))
-    lanes = unsigned.reshape(rows, periods, PERIOD)
-    words = np.zeros((rows, periods, bits), np.uint32)
-    for lane in range(PERIOD):
-        word, shift = divmod(lane * bits, 32)
-        words[:, :, word] |= lanes[:, :, lane] << np.uint32(shift)
-        if shift + bits > 32:
-            words[:, :, word + 1] |= lanes[:, :, lane] >> np.uint32(32 - shift)
-    packed = words.reshape(rows, -1)[:, : -(-columns * bits // 32)]
-    return np.ascontiguousarray(packed).view(np.int32)
+    packed = np.zeros((rows, 4 * -(-columns * bits // 32)), np.uint8)
+    unsigned = codes.astype(np.uint8) + np.uint8(1 << (bits - 1))
+    if 8 % bits == 0:  # values lie within bytes
+        for lane in range(8 // bits):
+            part = unsigned[:, lane :: 8 // bits]
+            packed[:, : part.shape[1]] |= part << np.uint8(lane * bits)
+    else:
+        every = np.unpackbits(unsigned[:, :, None], axis=2, count=bits, bitorder="little").reshape(rows, -1)
+        packed[:, : -(-columns * bits // 8)] = np.packbits(every, axis=1, bitorder="little")
+    return packed.view(np.int32)
 
 
 def unpack_rows(packed: np.ndarray, bits: int, columns: int) -> np.ndarray:
     """The inverse of ``pack_rows``."""
-    rows = len(packed)
-    periods = -(-columns // PERIOD)
-    padded = np.zeros((rows, periods * bits), np.uint32)
-    padded[:, : packed.shape[1]] = packed.view(np.uint32)
-    words = padded.reshape(rows, periods, bits)
-    lanes = np.empty((rows, periods, PERIOD), np.int32)
-    for lane in range(PERIOD):
-        word, shift = divmod(lane * bits, 32)
-        value = words[:, :, word] >> np.uint32(shift)
-        if shift + bits > 32:
-            value |= words[:, :, word + 1] << np.uint32(32 - shift)
-        lanes[:, :, lane] = value & np.uint32((1 << bits) - 1)
-    return (lanes.reshape(rows, -1)[:, :columns] - (1 << (bits - 1))).astype(np.int8)
+    rows, flat = len(packed), np.ascontiguousarray(packed).view(np.uint8)
+    if 8 % bits == 0:
+        lanes = [flat >> np.uint8(lane) for lane in range(0, 8, bits)]
+        unsigned = np.stack(lanes, axis=2).reshape(rows, -1)[:, :columns] & np.uint8((1 << bits) - 1)
+    else:
+        every = np.unpackbits(flat, axis=1, count=columns * bits, bitorder="little").reshape(rows, columns, bits)
+        unsigned = np.packbits(every, axis=2, bitorder="little")[:, :, 0]
+    return (unsigned - np.uint8(1 << (bits - 1))).view(np.int8)
