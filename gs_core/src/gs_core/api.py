@@ -187,7 +187,7 @@ def quantize(
         tokens = _tokens(made.recipe, made.model, calibration, samples, seq_len, _why_data(made))
     journal = Journal(Path(output), _identity(made, tokens), restart)
     try:
-        with made.model.settings():
+        with made.model.settings(), memory.quick_collections():
             files = pipeline.run(made, journal, tokens, plugins, progress)
         finished = report.write(made, journal, tokens, files, time.monotonic() - started)
         journal.finish()
