@@ -23,13 +23,11 @@ def forward(shape: Shape) -> int:
     return attention + sum(2 * tokens * n * rows for n, rows in sites(shape))
 
 
-def calibration(shape: Shape, again: bool) -> int:
-    """Every block runs once observed, up to its last product, which only the next block's inputs need; these come of
-    the same run, or of one ``again``, quantized."""
+def calibration(shape: Shape) -> int:
+    """Every block runs once, observed; the last one up to its last product, which only a next block's inputs need."""
     n, rows = sites(shape)[-1]
     last = 2 * shape.samples * shape.seq_len * n * rows
-    observed = shape.layers * (forward(shape) - last)
-    return observed + (shape.layers - 1) * (forward(shape) if again else last)
+    return shape.layers * forward(shape) - last
 
 
 def hessians(shape: Shape) -> int:
@@ -54,7 +52,7 @@ def sweep(shape: Shape) -> int:
 
 def necessary(recipe: str, shape: Shape) -> dict[str, int]:
     """By name; what is linear in the weights (rounding, searching scales) is not counted."""
-    runs = {FORWARD: calibration(shape, again="gptq" in recipe)}
+    runs = {FORWARD: calibration(shape)}
     if "gptq" in recipe:
         return runs | {
             "Hessians": hessians(shape),
