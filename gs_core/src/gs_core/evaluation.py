@@ -48,17 +48,7 @@ def evaluate(
     limit = opened.model.max_tokens()
     if limit is not None and seq_len > limit:
         raise PlanError([f"windows of {seq_len} tokens: the model takes at most {limit}; lower --seq-len"])
-    with opened.model.settings():
-        losses = _losses(opened, calibration.batches(tokens), progress)
-    mean = float(np.mean(np.concatenate(losses)))
-    found = [numbers.scheme for numbers in opened.numbers.values()]
-    found += [QuantizationScheme(kv_cache=numbers.args) for numbers in opened.caches.values()]
-    schemes = sorted({scheme.describe() for scheme in found})
-    return Evaluation(str(model), float(np.exp(mean)), windows, seq_len, "; ".join(schemes) or "float")
-
-
-def _losses(opened: Opened, batches: list[np.ndarray], progress: Progress) -> list[np.ndarray]:
-    """Next-token cross entropy of every batch, ``(batch, seq_len - 1)`` each."""
+    batches = calibration.batches(tokens)
     states: list[dict[str, RawTensor] | None] = [None] * len(batches)
     blocks = len(opened.model.blocks)
     for index in range(blocks):
@@ -70,7 +60,12 @@ def _losses(opened: Opened, batches: list[np.ndarray], progress: Progress) -> li
             outputs = block.run(batch, states[number], on_site)
             states[number] = {name: to_raw(array) for name, array in outputs.items()}
     progress("evaluate", blocks, blocks)
-    return [opened.model.losses(batch, state or {}) for batch, state in zip(batches, states, strict=True)]
+    losses = [opened.model.losses(batch, state or {}) for batch, state in zip(batches, states, strict=True)]
+    mean = float(np.mean(np.concatenate(losses)))
+    found = [numbers.scheme for numbers in opened.numbers.values()]
+    found += [QuantizationScheme(kv_cache=numbers.args) for numbers in opened.caches.values()]
+    schemes = sorted({scheme.describe() for scheme in found})
+    return Evaluation(str(model), float(np.exp(mean)), windows, seq_len, "; ".join(schemes) or "float")
 
 
 def _windows(text: str | Path | np.ndarray, windows: int, seq_len: int, tokenize: calibration.Tokenize) -> np.ndarray:

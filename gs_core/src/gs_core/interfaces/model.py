@@ -136,7 +136,7 @@ class Model(ABC):
         return None
 
     def settings(self) -> AbstractContextManager[None]:
-        """Entered around all work with its blocks and their arrays: what its framework has to be set to meanwhile."""
+        """Entered around quantizing with its blocks and their arrays: what its framework has to be set to meanwhile."""
         return nullcontext()
 
     def rotate(self, rotation: LinearMap) -> None:
