@@ -6,11 +6,11 @@ the errors of the groups already chosen.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 from gs_awq.ranges import Ends, Ranges
 from gs_core import Array, namespace, numerics
-from gs_core.arrays import device
+from gs_core.arrays import astype, device
 from gs_core.numerics import minmax
 from gs_core.numerics.groups import height
 
@@ -34,24 +34,52 @@ def clip(
     for start in range(0, weight.shape[0], step):
         rows = weight[start : min(start + step, weight.shape[0]), :]
         ends = minmax(numerics.split(rows, ranges.args))
-        found.append(ranges.parameters(ends, _best(rows, ranges, moments, ratios, sweeps)))
+        best = _best(rows, ranges, Tried.of(ranges, ends, ratios), moments, sweeps)
+        known = xp.asarray(ratios, dtype=weight.dtype, device=device(weight))
+        found.append(ranges.parameters(ends, xp.reshape(xp.take(known, xp.reshape(best, (-1,)), axis=0), best.shape)))
     scales, zero_points = zip(*found, strict=True)
     return xp.concat(scales), None if zero_points[0] is None else xp.concat(zero_points)
 
 
-def _best(weight: Array, ranges: Ranges, moments: Array, ratios: Sequence[float], sweeps: int) -> Array:
-    """The best ratio of each range, ``(rows, groups)``."""
+@dataclass(frozen=True)
+class Tried:
+    """The scales and zero points of every ratio, ``(groups, ratios * rows)`` float32."""
+
+    scales: Array
+    zero_points: Array | None
+    rows: Array
+    ratios: int
+
+    @classmethod
+    def of(cls, ranges: Ranges, ends: Ends, ratios: Sequence[float]) -> "Tried":
+        """ends: of each range, ``(rows, groups)``."""
+        xp = namespace(ends[0])
+        scales, zero_points = zip(*(ranges.parameters(ends, ratio) for ratio in ratios), strict=True)
+
+        def by_group(tables: Sequence[Array]) -> Array:
+            return xp.permute_dims(astype(xp.concat(tables), "float32"), (1, 0))
+
+        rows = xp.arange(ends[0].shape[0], device=device(ends[0]))
+        return cls(by_group(scales), None if zero_points[0] is None else by_group(zero_points), rows, len(ratios))
+
+    def parameters(self, group: int, choice: Array) -> tuple[Array, Array | None]:
+        """Of one group, ``(rows, 1)`` each, by the number of each row's ratio."""
+        xp, at = namespace(choice), choice * self.rows.shape[0] + self.rows
+        zero_points = None if self.zero_points is None else xp.take(self.zero_points[group, :], at, axis=0)[:, None]
+        return xp.take(self.scales[group, :], at, axis=0)[:, None], zero_points
+
+
+def _best(weight: Array, ranges: Ranges, tried: Tried, moments: Array, sweeps: int) -> Array:
+    """The number of the best ratio of each range, ``(rows, groups)``."""
     xp = namespace(weight)
     args = ranges.args
     # The columns that share a scale are a small weight of their own, and its scales have one column.
     width = {"group": args.group_size, "block": (args.block_size or (0, 0))[1]}.get(args.granularity) or weight.shape[1]
     alone = args.model_copy(update={"granularity": "channel", "group_size": None}) if args.group_size else args
-    ranges = replace(ranges, args=alone)
-    rows, together = weight.shape[0] // height(weight.shape[0], args), height(weight.shape[0], args)
-    known = xp.asarray(ratios, dtype=weight.dtype, device=device(weight))
+    rows, together = tried.rows.shape[0], height(weight.shape[0], args)
 
-    def wrong(part: Array, values: Array, ends: Ends, choice: Array) -> Array:
-        rounded = ranges.rounded(values, ends, xp.take(known, choice, axis=0)[:, None])
+    def wrong(part: Array, group: int, choice: Array) -> Array:
+        rounded = ranges.rounded_by(numerics.split(part, alone), *tried.parameters(group, choice))
         return numerics.join(rounded, part.shape, alone) - part
 
     best = xp.zeros((rows, weight.shape[1] // width), dtype=xp.int64, device=device(weight))
@@ -60,24 +88,22 @@ def _best(weight: Array, ranges: Ranges, moments: Array, ratios: Sequence[float]
         forth = sweep % 2 == 0
         for group in range(best.shape[1]) if forth else reversed(range(best.shape[1])):
             a, b = group * width, (group + 1) * width
-            part = weight[:, a:b] + 0.0
-            values, own = numerics.split(part, alone), moments[a:b, a:b]
-            ends = minmax(values)
+            part, own = weight[:, a:b] + 0.0, moments[a:b, a:b]
             chosen = slice(0, a) if forth else slice(b, weight.shape[1])
             others = error[:, chosen] @ moments[chosen, a:b]
             both, behind[:, a:b] = 2.0 * (others + behind[:, a:b]), others
             least = xp.full((rows,), float("inf"), dtype=weight.dtype, device=device(weight))
             before = best[:, group] + 0
-            for step in range(len(ratios)) if sweep == 0 else (-1, 0, 1):
-                tried = xp.clip(before + step, 0, len(ratios) - 1)  # all of them in the first sweep, where before is 0
-                missed = wrong(part, values, ends, tried)
+            for step in range(tried.ratios) if sweep == 0 else (-1, 0, 1):
+                choice = xp.clip(before + step, 0, tried.ratios - 1)  # all in the first sweep, where before is 0
+                missed = wrong(part, group, choice)
                 cost = xp.sum((missed @ own + both) * missed, axis=1)
                 cost = xp.sum(xp.reshape(cost, (-1, together)), axis=1)
                 better = cost < least
                 least = xp.where(better, cost, least)
-                best[:, group] = xp.where(better, tried, best[:, group])
-            error[:, a:b] = wrong(part, values, ends, best[:, group])
-    return xp.reshape(xp.take(known, xp.reshape(best, (-1,)), axis=0), best.shape)
+                best[:, group] = xp.where(better, choice, best[:, group])
+            error[:, a:b] = wrong(part, group, best[:, group])
+    return best
 
 
 def best_of(weight: Array, ranges: Ranges, ratios: Sequence[float], importance: Array) -> Array:

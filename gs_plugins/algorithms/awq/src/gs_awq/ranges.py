@@ -39,8 +39,12 @@ class Ranges:
 
     def rounded(self, values: Array, ends: Ends, ratio: float | Array) -> Array:
         """Weights ``(rows, groups, elements)`` to nearest, each range clipped to a part of it."""
-        xp = namespace(values)
         scale, zero_point = self.parameters(ends, ratio)
-        scale = xp.expand_dims(astype(scale, "float32"), axis=-1)
+        return self.rounded_by(values, astype(scale, "float32"), zero_point)
+
+    def rounded_by(self, values: Array, scale: Array, zero_point: Array | None) -> Array:
+        """The same by scales and zero points ``(rows, groups)``, float32."""
+        xp = namespace(values)
+        scale = xp.expand_dims(scale, axis=-1)
         zero_point = None if zero_point is None else xp.expand_dims(zero_point, axis=-1)
         return decode(encode(values, scale, zero_point, self.args), scale, zero_point)
