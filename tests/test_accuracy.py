@@ -36,8 +36,8 @@ def test_the_float_model_is_the_one_the_limits_were_set_for(data, transformers_p
 
 @pytest.mark.slow
 def test_learned_maps_hold_four_bits_beside_outliers(exported, data):
-    """Measured by our own evaluation, since no engine on a CPU computes the maps. Rounding gives 3172. Two epochs end
-    between 15.00 and 15.08, by the seed as by the last bits of the products; all fifteen below 15.05."""
-    flatquant = {"flatquant": {"epochs": 2, "lac": True}}
+    """Measured by our own evaluation, since no engine on a CPU computes the maps. Rounding gives 3172, a Hadamard
+    transform and GPTQ 15.05. All epochs: after two, seeds and last bits of products alone make 15.00 to 15.08 of it."""
+    flatquant = {"flatquant": {"lac": True}}
     folder = exported("tiny-llama-outliers", "w4a4-flatquant", algorithms=[flatquant])
-    assert FLOAT < evaluate(folder, data.evaluation).perplexity <= 15.15
+    assert FLOAT < evaluate(folder, data.evaluation).perplexity <= 15.05

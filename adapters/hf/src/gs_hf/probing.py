@@ -40,7 +40,6 @@ class HFProber(Prober):
                     x = restore[site].undo(x)
             y = self._product(use, x, compute)
             if place is not None and (use.parameter, use.expert) == (place.parameter, place.expert):
-                y = y.clone()
                 rows = y[..., place.start : place.start + channels]
                 rows.copy_(map.apply(rows))
             return y
@@ -60,6 +59,7 @@ class HFProber(Prober):
         return Seen(at, outputs["hidden"].clone())
 
     def _product(self, use: Use, x: torch.Tensor, compute: Callable) -> torch.Tensor:
+        """Of a weight, the caller's to change."""
         if use not in self._known:
             self._known[use] = x.clone(), compute(x).clone()
         before, product = self._known[use]
