@@ -5,7 +5,8 @@ import pytest
 
 from gs_core import Block, ChannelScale, Fold
 from gs_core.arrays import RawTensor
-from gs_core.proving import SAMPLES, TOKENS, apply_proved
+from gs_core.probing import SAMPLES, TOKENS
+from gs_core.proving import apply_proved
 
 FOLD = Fold("norm", ("everyone", "expert"), 4)
 
@@ -55,7 +56,7 @@ def test_a_few_tokens_prove_what_all_of_them_see(batch):
     assert set(block.ran) == {(SAMPLES, TOKENS)}
 
 
-@pytest.mark.parametrize("first", [5, SAMPLES * TOKENS, 1000])
+@pytest.mark.parametrize("first", [5, SAMPLES * TOKENS, 7 * SAMPLES * TOKENS])
 def test_experts_are_proved_on_all_tokens(batch, first):
     """The few reach the expert in part, or not at all: its fault is found all the same."""
     block = Doubling(first, faulty=True)

@@ -2,7 +2,9 @@
 
 from checkpoints import Shape
 
-FORWARD = "forward"
+FORWARD, MOMENTS, CLIPPING = "forward", "second moments", "clipping"
+ROUGH = (FORWARD, MOMENTS, CLIPPING)
+"""What may be multiplied in the dtype that the model is stored in."""
 
 
 def sites(shape: Shape) -> list[tuple[int, int]]:
@@ -61,11 +63,11 @@ def necessary(recipe: str, shape: Shape) -> dict[str, int]:
             "sweep": sweep(shape),
         }
     if "awq" in recipe:
-        return runs | {"second moments": hessians(shape), "clipping": sweep(shape)}
+        return runs | {MOMENTS: hessians(shape), CLIPPING: sweep(shape)}
     return runs
 
 
 def seconds(parts: dict[str, int], rates: dict[str, float]) -> dict[str, float]:
-    """At the machine's rates: the model's own products in bfloat16 where those are faster, all others in float32."""
+    """At the machine's rates: what is ``ROUGH`` in bfloat16 where that is faster, all else in float32."""
     fastest = max(rates.values())
-    return {name: ops / (fastest if name == FORWARD else rates["float32"]) for name, ops in parts.items()}
+    return {name: ops / (fastest if name in ROUGH else rates["float32"]) for name, ops in parts.items()}

@@ -1,11 +1,14 @@
 """A scale that is folded disappears: the block computes what it did, and taking it back restores every bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from gs_core import ChannelScale
 from gs_core.arrays import to_raw
+from gs_hf.probing import HFProber
 
 
 def random_scale(fold) -> ChannelScale:
@@ -51,6 +54,55 @@ def test_the_function_is_kept_and_undoing_restores_every_bit(first_block, tokens
         undo()
     assert state(block) == bits
     assert torch.equal(block.run(tokens, None)["hidden"], before)
+
+
+def described(folds) -> list[tuple]:
+    index = [None if fold.index is None else fold.index.tolist() for fold in folds]
+    return [(f.producer, sorted(f.sites), f.channels, i, f.head) for f, i in zip(folds, index, strict=True)]
+
+
+@pytest.fixture
+def second_folds(tokens, monkeypatch):
+    """``(model, meanwhile)``: the folds of the second block after those of the first, described, and in how many runs
+    they were found; ``meanwhile`` is called with the second block before."""
+
+    def find(model, meanwhile=lambda block: None) -> tuple[list[tuple], int]:
+        first, runs, run = model.block(0, (tokens, None)), [], HFProber.run
+        previous = {name: to_raw(array) for name, array in first.run(tokens, None).items()}
+        first.folds()
+        second = model.block(1, (tokens, previous))
+        meanwhile(second)
+        monkeypatch.setattr(HFProber, "run", lambda *args, **options: (runs.append(1), run(*args, **options))[1])
+        return described(second.folds()), len(runs)
+
+    return find
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma", "qwen2", "opt", "gpt_neox", "phi", "mixtral", "qwen3_moe"])
+def test_what_was_found_in_one_block_is_tried_at_once_in_the_next(saved, opened, second_folds, family):
+    """The same is found as without it, in fewer runs."""
+    folder = saved(family)
+    found, runs = second_folds(opened(folder))
+    forgetful = opened(folder)
+    forgetful.folds.remember = lambda block, folds: None
+    expected, all_runs = second_folds(forgetful)
+    assert found == expected and len(found) >= 2
+    assert runs < all_runs
+
+
+def test_a_block_that_is_made_otherwise_is_looked_at_anew(saved, opened, second_folds):
+    """Here its values take another way to o, each head's channels in reverse."""
+
+    def reverse(block):
+        block.model.folds._found = {
+            name: replace(fold, index=fold.index[::-1].copy()) if fold.index is not None else fold
+            for name, fold in block.model.folds._found.items()
+        }
+
+    folder = saved("llama")
+    found, runs = second_folds(opened(folder), reverse)
+    expected, fewer = second_folds(opened(folder))
+    assert found == expected and runs > 2 * fewer
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def plan(
     if allocator is None:
         return make(resolved, opened.model, opened.adapter, device)
     tokens = _tokens(resolved, opened.model, calibration, samples, seq_len, "choosing schemes needs")
-    with opened.model.settings():
+    with opened.model.settings(resolved.calibration.exact):
         chosen = allocation.allocate(resolved, allocator, opened.model, tokens, progress)
     return make(chosen.recipe, opened.model, opened.adapter, device, chosen.reasons, [chosen.summary])
 
@@ -187,7 +187,7 @@ def quantize(
         tokens = _tokens(made.recipe, made.model, calibration, samples, seq_len, _why_data(made))
     journal = Journal(Path(output), _identity(made, tokens), restart)
     try:
-        with made.model.settings(), memory.quick_collections():
+        with made.model.settings(made.recipe.calibration.exact), memory.quick_collections():
             files = pipeline.run(made, journal, tokens, plugins, progress)
         finished = report.write(made, journal, tokens, files, time.monotonic() - started)
         journal.finish()

@@ -46,8 +46,9 @@ class ChannelMaxima(Accumulator):
 
     def update(self, x: Array) -> None:
         xp = namespace(x)
-        here = xp.max(xp.abs(x), axis=0)
-        self.maxima = here if self.maxima is None else xp.maximum(self.maxima, here)
+        for rows, _ in numerics.slices(x):
+            here = xp.max(xp.abs(x[rows, :]), axis=0)
+            self.maxima = here if self.maxima is None else xp.maximum(self.maxima, here)
 
     def rescale(self, scale: Array) -> bool:
         self.maxima = self.maxima / scale

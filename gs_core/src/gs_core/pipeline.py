@@ -97,7 +97,7 @@ class _Line:
         self.caches: dict[str, CacheRow] = {
             site.name: row for row in plan.caches if row.cache.block == index and row.args for site in row.cache.sites
         }
-        self.exact = plan.recipe.calibration.dtype == "float32"
+        self.exact = plan.recipe.calibration.exact
         self.outcome = Outcome()
         self._progress = progress
         self._float_stream = plan.needs_float_stream and bool(batches)

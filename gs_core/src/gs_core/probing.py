@@ -8,8 +8,8 @@ head, are found by mixing them. No name of a layer plays a part.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -36,6 +36,10 @@ class Seen:
     hidden: Array
 
 
+Change = tuple[str, LinearMap, int]
+"""A norm or layer, the map that its output channels go through, and how many those are."""
+
+
 class Prober(ABC):
     """Runs a block on a few tokens with some tensors changed. An adapter says how."""
 
@@ -49,11 +53,8 @@ class Prober(ABC):
         self.base = on_few(run, batch, SAMPLES, TOKENS)[0]
 
     @abstractmethod
-    def run(
-        self, changed: tuple[str, LinearMap, int] | None = None, restore: Mapping[str, LinearMap] | None = None
-    ) -> Seen:
-        """``changed``: a norm or layer, the map that its output channels go through, and how many those are.
-        ``restore``: maps that are undone at these sites. Raises ``CalibrationError`` when the block cannot run."""
+    def run(self, *changes: Change, restore: Mapping[str, LinearMap] | None = None) -> Seen:
+        """``restore``: maps that are undone at these sites. Raises ``CalibrationError`` when the block cannot run."""
 
     def bits(self, channels: int) -> Array:
         """Random ones and twos."""
@@ -113,6 +114,61 @@ def _part(raw: RawTensor, first: int, second: int) -> RawTensor:
     return RawTensor(raw.dtype, (*elements.shape[:2], *raw.shape[2:]), np.ascontiguousarray(elements).reshape(-1))
 
 
+# --- what is known of other blocks ---------------------------------------------------------------------------
+
+
+class Folds:
+    """Folds that were found in the blocks of a model. Most blocks are made alike: whatever was found in others is
+    tried at once, in a single run."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Fold] = {}
+
+    def remember(self, block: str, folds: Iterable[Fold]) -> None:
+        for fold in folds:
+            within = _renamed(fold, block, "")
+            self._found[within.producer] = within
+
+    def holding(
+        self, prober: Prober, block: str, channels: Mapping[str, int], sites: Collection[str]
+    ) -> dict[str, Fold]:
+        """Those that are in this block too, all of them or none, by producer. ``channels``: of its norms and layers."""
+        folds = [_renamed(fold, "", block) for fold in self._found.values()]
+        folds = [f for f in folds if channels.get(f.producer) == f.channels and set(f.sites) <= set(sites)]
+        return {fold.producer: fold for fold in folds} if folds and _hold(prober, folds) else {}
+
+
+def _renamed(fold: Fold, before: str, after: str) -> Fold:
+    def rename(name: str) -> str:
+        return after + name.removeprefix(before)
+
+    return replace(fold, producer=rename(fold.producer), sites=tuple(map(rename, fold.sites)))
+
+
+def _hold(prober: Prober, folds: Sequence[Fold]) -> bool:
+    """Whether every site comes out changed as its producers are, and the block's output is what it was."""
+    changes: list[Change] = []
+    restore: dict[str, LinearMap] = {}
+    for fold in folds:
+        mixing = prober.rotation(fold.head).factors if fold.head > 1 else ()
+        scale = times(prober.bits(fold.channels)).scale
+        changes.append((fold.producer, LinearMap(mixing, scale), fold.channels))
+        restore |= dict.fromkeys(fold.sites, LinearMap(mixing, fold.expand(scale)))
+    seen = prober.run(*changes, restore=restore)
+    for site, map in restore.items():
+        base = prober.base.at.get(site)
+        if (base is None) != (site not in seen.at):
+            return False
+        if base is not None and (map.objection(base.shape[-1]) or not close(seen.at[site], map.apply(base))):
+            return False
+    return prober.unchanged(seen)
+
+
+def covered(prober: Prober, known: Mapping[str, Fold]) -> bool:
+    """Whether there is no site but those behind the folds that are known."""
+    return set(prober.base.at) <= {site for fold in known.values() for site in fold.sites}
+
+
 # --- norms ---------------------------------------------------------------------------------------------------
 
 
@@ -121,7 +177,7 @@ def reached_by_norm(prober: Prober, norm: str, channels: int) -> list[str]:
     scale = prober.bits(channels)
     restore: dict[str, LinearMap] = {}
     while True:
-        seen = prober.run((norm, times(scale), channels), restore)
+        seen = prober.run((norm, times(scale), channels), restore=restore)
         new = [
             site
             for site, x in seen.at.items()
@@ -139,13 +195,19 @@ def reached_by_norm(prober: Prober, norm: str, channels: int) -> list[str]:
 # --- layers (value → o, up → down) ---------------------------------------------------------------------------
 
 
-def layer_folds(prober: Prober, layers: Mapping[str, tuple[int, str]], sites: Collection[str]) -> list[Fold]:
-    """Where the scale of a layer's output channels disappears. ``layers``: rows and site of each by name. Of a
-    mixture's experts one is tried, and the others are taken to be like it."""
+def layer_folds(
+    prober: Prober, layers: Mapping[str, tuple[int, str]], sites: Collection[str], known: Mapping[str, Fold]
+) -> list[Fold]:
+    """Where the scale of a layer's output channels disappears. ``layers``: rows and site of each by name. ``known``:
+    see ``Folds``. Of a mixture's experts one is tried, and the others are taken to be like it."""
     found: list[Fold] = []
     tried: set[str] = set()
     for name, (rows, own_site) in layers.items():
-        if own_site not in prober.base.at or pattern(name) in tried:
+        if name in known:
+            found.append(known[name])
+            tried.add(pattern(name))
+            continue
+        if own_site not in prober.base.at or pattern(name) in tried or covered(prober, known):
             continue
         tried.add(pattern(name))
         for site, index, head in _reached_by_layer(prober, name, rows, own_site):
@@ -176,7 +238,7 @@ def _reached_by_layer(
             if index is None:
                 continue
         expanded = Fold(name, (site,), channels, index).expand(scale)
-        if prober.unchanged(prober.run((name, times(scale), channels), {site: times(expanded)})):
+        if prober.unchanged(prober.run((name, times(scale), channels), restore={site: times(expanded)})):
             return [(site, index, _head(prober, name, channels, site, index))]
     return []
 
@@ -189,7 +251,7 @@ def _head(prober: Prober, name: str, channels: int, site: str, index: np.ndarray
         if index is not None and not _in_groups(index, size):
             return False
         mixed = prober.rotation(size)
-        seen = prober.run((name, mixed, channels), {site: mixed})
+        seen = prober.run((name, mixed, channels), restore={site: mixed})
         return close(seen.at[site], mixed.apply(base)) and prober.unchanged(seen)
 
     sizes = [n for n in range(2, min(channels, HEAD) + 1) if channels % n == 0 and base.shape[-1] % n == 0]

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from gs_core.arrays import Array
 from gs_core.comparing import channel_error
 from gs_core.interfaces import Batch, Block, Transform
-from gs_core.probing import on_few
+from gs_core.probing import SAMPLES, TOKENS, on_few
 
 PROOF_TOLERANCE = 1e-3
 """A transform is kept when the channels of the block's output change by less than this on average, in float32."""
-SAMPLES, TOKENS = 2, 64
-"""To prove it on, where all of them come to every site: a channel that computes something else does so for each."""
 
 
 def apply_proved(
@@ -20,7 +18,8 @@ def apply_proved(
     """Apply transforms to a block: those that were really applied, and those that were dropped, with reasons.
 
     All are tried together first, which costs one run of the block; only where that fails is each tried alone. A few
-    tokens do, but for sites that see some of them alone, those of experts: these are proved on the whole batch.
+    tokens do, since a channel that computes something else does so for each; but not for sites that see some of them
+    alone, those of experts: these are proved on the whole batch.
     """
     if not transforms:
         return [], []

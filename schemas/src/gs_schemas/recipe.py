@@ -99,6 +99,11 @@ class Calibration(Strict):
     seq_len: int = Field(512, gt=1)
     dtype: Literal["model", "float32"] = "model"
 
+    @property
+    def exact(self) -> bool:
+        """Whether all products are float32."""
+        return self.dtype == "float32"
+
 
 class Recipe(Strict):
     """An ordered list of algorithms, a scheme, exceptions by layer, calibration, a checkpoint format.

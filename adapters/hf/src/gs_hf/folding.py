@@ -1,5 +1,6 @@
 """Where a per-channel scale can be folded: the norms and layers of a block, each tried (see ``gs_core.probing``)."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import torch
 from gs_core import Fold
 from gs_core.applying import Norm
 from gs_core.interfaces import Batch
-from gs_core.probing import close, layer_folds, pattern, reached_by_norm
+from gs_core.probing import close, covered, layer_folds, pattern, reached_by_norm
 from gs_hf.probing import HFProber
 
 if TYPE_CHECKING:
@@ -17,11 +18,26 @@ if TYPE_CHECKING:
 
 def find_folds(block: "HFBlock", batch: Batch) -> list[Fold]:
     """Every place in the block where a scale disappears, norms first."""
-    prober = HFProber(block, batch)
+    prober, folds = HFProber(block, batch), block.model.folds
     places = block.model.found.places
     layers = {n: (layer.shape[0], layer.site) for n, layer in block.layers.items() if len(places[n]) == 1}
-    found = [*norm_folds(prober), *layer_folds(prober, layers, block.sites)]
+    channels = {name: int(norm.weight.shape[0]) for name, norm in norms(block).items()}
+    channels |= {name: rows for name, (rows, _) in layers.items()}
+    known = folds.holding(prober, block.prefix, channels, block.sites)
+    found = [*norm_folds(prober, known), *layer_folds(prober, layers, block.sites, known)]
+    folds.remember(block.prefix, found)
     return [replace(fold, shifts=_shifts(block, fold)) for fold in found]
+
+
+def norms(block: "HFBlock") -> dict[str, torch.nn.Module]:
+    """Modules that hold a vector as their weight, and no matrix, by name."""
+    root = block.model.module.get_submodule(block.prefix.rstrip("."))
+    found = {}
+    for name, module in root.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.ndim == 1 and all(p.ndim <= 1 for p in module.parameters()):
+            found[block.prefix + name] = module
+    return found
 
 
 def _shifts(block: "HFBlock", fold: Fold) -> bool:
@@ -35,22 +51,20 @@ def _shifts(block: "HFBlock", fold: Fold) -> bool:
     return producer is not None and all(block.bias_of(*key) is not None for key in keys)
 
 
-def norm_folds(prober: HFProber) -> list[Fold]:
+def norm_folds(prober: HFProber, known: Mapping[str, Fold]) -> list[Fold]:
     """Norms that can be scaled, with every site they feed; the block notes each one's parameters and offset."""
-    block = prober.block
-    root = block.model.module.get_submodule(block.prefix.rstrip("."))
-    found = []
-    for name, module in root.named_modules():
-        weight = module._parameters.get("weight")
-        if weight is None or weight.ndim != 1 or any(p.ndim > 1 for p in module.parameters()):
-            continue
-        full = block.prefix + name
-        sites = _with_unseen_experts(block, reached_by_norm(prober, full, int(weight.shape[0])))
-        if sites:
-            offset = _norm_offset(prober, module, weight)
-            if offset is not None:
-                block.norms[full] = Norm(f"{full}.weight", block.bias_of(f"{full}.weight"), offset)
-                found.append(Fold(full, tuple(sites), int(weight.shape[0])))
+    block, found = prober.block, []
+    for name, module in norms(block).items():
+        weight = module._parameters["weight"]
+        assert weight is not None
+        fold = known.get(name)
+        if fold is None and not covered(prober, known):
+            sites = _with_unseen_experts(block, reached_by_norm(prober, name, int(weight.shape[0])))
+            fold = Fold(name, tuple(sites), int(weight.shape[0])) if sites else None
+        offset = _norm_offset(prober, module, weight) if fold is not None else None
+        if fold is not None and offset is not None:
+            block.norms[name] = Norm(f"{name}.weight", block.bias_of(f"{name}.weight"), offset)
+            found.append(fold)
     return found
 
 

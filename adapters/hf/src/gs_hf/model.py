@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from gs_core import CacheInfo, CalibrationError, CheckpointError, LayerInfo, LinearMap, Model, Site
 from gs_core.arrays import RawTensor
 from gs_core.interfaces import Batch
+from gs_core.probing import Folds
+from gs_core.products import rough_products
 from gs_core.storage import INDEX, Checkpoint, Tensor
 from gs_hf import topology
 from gs_hf.block import HFBlock
@@ -23,7 +25,7 @@ from gs_hf.layers import Layers
 from gs_hf.naming import name_places
 from gs_hf.products import fast_products
 from gs_hf.residual import Residual, untied
-from gs_hf.running import Runner, take_up
+from gs_hf.running import Runner, fast_dtype, take_up
 from gs_hf.weights import Weights
 
 NOT_CARRIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx", ".ckpt")
@@ -79,6 +81,7 @@ class HFModel(Model):
         embedding = module.get_input_embeddings() if hasattr(module, "get_input_embeddings") else None
         self.hidden = int(embedding.weight.shape[1]) if isinstance(embedding, torch.nn.Embedding) else 0
         self.residual: Residual | None = None
+        self.folds = Folds()
         self._current: HFBlock | None = None
 
     @property
@@ -115,8 +118,12 @@ class HFModel(Model):
     def config(self) -> dict[str, Any]:
         return untied(self._config) if self.residual is not None else dict(self._config)
 
-    def settings(self) -> AbstractContextManager[None]:
-        return fast_products(self.device)
+    @contextmanager
+    def settings(self, exact: bool) -> Iterator[None]:
+        stored = {info.dtype for info in self.layers}
+        fast = not exact and {fast_dtype(dtype, self.device) for dtype in stored} == {torch.bfloat16}
+        with fast_products(self.device), rough_products("bfloat16" if fast else None):
+            yield
 
     def rotate(self, rotation: LinearMap) -> None:
         self.residual = Residual(self, rotation)

@@ -1,13 +1,15 @@
 """Running a block on a few tokens with some tensors changed, to see what follows what."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from gs_core import LinearMap
 from gs_core.interfaces import Batch
-from gs_core.probing import Prober, Seen
+from gs_core.probing import Change, Prober, Seen
 from gs_hf.running import take_up
 from gs_hf.watch import Use
 
@@ -25,12 +27,9 @@ class HFProber(Prober):
         self._known: dict[Use, tuple[torch.Tensor, torch.Tensor]] = {}
         super().__init__(batch)
 
-    def run(
-        self, changed: tuple[str, LinearMap, int] | None = None, restore: Mapping[str, LinearMap] | None = None
-    ) -> Seen:
+    def run(self, *changes: Change, restore: Mapping[str, LinearMap] | None = None) -> Seen:
         found, at, restore = self.block.model.found, dict[str, torch.Tensor](), restore or {}
-        name, map, channels = changed or ("", LinearMap(), 0)
-        place = found.places[name][0] if name in found.places else None
+        layers = [(found.places[name][0], map, channels) for name, map, channels in changes if name in found.places]
 
         def on_use(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
             site = found.site_of.get((use.parameter, use.expert))
@@ -39,23 +38,19 @@ class HFProber(Prober):
                 if site in restore:
                     x = restore[site].undo(x)
             y = self._product(use, x, compute)
-            if place is not None and (use.parameter, use.expert) == (place.parameter, place.expert):
-                rows = y[..., place.start : place.start + channels]
-                rows.copy_(map.apply(rows))
+            for place, map, channels in layers:
+                if (use.parameter, use.expert) == (place.parameter, place.expert):
+                    rows = y[..., place.start : place.start + channels]
+                    rows.copy_(map.apply(rows))
             return y
 
-        def change(module: torch.nn.Module, given: tuple, out: object) -> torch.Tensor | None:
-            return map.apply(out) if isinstance(out, torch.Tensor) and out.shape[-1] == channels else None
-
-        handle = None
-        if name and place is None:
-            handle = self.block.model.module.get_submodule(name).register_forward_hook(change)
-        try:
+        with ExitStack() as hooks:
+            for name, map, channels in changes:
+                if name not in found.places:
+                    norm = self.block.model.module.get_submodule(name)
+                    hooks.callback(norm.register_forward_hook(partial(_changed, map, channels)).remove)
             tokens, previous = self.batch
             outputs = self.block.compute(tokens, take_up(previous, self.block.model.device), on_use)
-        finally:
-            if handle is not None:
-                handle.remove()
         return Seen(at, outputs["hidden"].clone())
 
     def _product(self, use: Use, x: torch.Tensor, compute: Callable) -> torch.Tensor:
@@ -64,3 +59,7 @@ class HFProber(Prober):
             self._known[use] = x.clone(), compute(x).clone()
         before, product = self._known[use]
         return product.clone() if torch.equal(before, x) else compute(x)
+
+
+def _changed(map: LinearMap, channels: int, module: torch.nn.Module, given: tuple, out: object) -> torch.Tensor | None:
+    return map.apply(out) if isinstance(out, torch.Tensor) and out.shape[-1] == channels else None

@@ -243,7 +243,7 @@ def _reading_norms(prober: HFProber, writers: list[str]) -> list[tuple[str, tupl
     finally:
         for handle in handles:
             handle.remove()
-    folds = {fold.producer: fold.sites for fold in norm_folds(prober)}
+    folds = {fold.producer: fold.sites for fold in norm_folds(prober, {})}
     return [
         (name, folds[name], block.norms[name].offset)
         for name, x in inputs.items()

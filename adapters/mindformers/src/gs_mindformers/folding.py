@@ -10,7 +10,7 @@ import numpy as np
 from gs_core import Fold, LinearMap
 from gs_core.applying import Kept, Norm, change_outputs
 from gs_core.interfaces import Batch
-from gs_core.probing import Prober, Seen, close, layer_folds, pattern, reached_by_norm
+from gs_core.probing import Change, Prober, Seen, close, covered, layer_folds, pattern, reached_by_norm
 from gs_mindformers.running import ERRORS
 from gs_mindformers.standins import Swap, eager, swapped
 from gs_mindformers.tensors import to_numpy, to_parameter, to_tensor
@@ -24,9 +24,15 @@ GAINS = ("weight", "gamma")
 
 def find_folds(block: "MFBlock", batch: Batch) -> list[Fold]:
     """Every place in the block where a scale disappears, norms first."""
-    prober = MFProber(block, batch)
+    prober, folds = MFProber(block, batch), block.model.folds
     layers = {name: (layer.shape[0], layer.site) for name, layer in block.layers.items()}
-    return [*_norm_folds(prober), *layer_folds(prober, layers, block.sites)]
+    norms = _norms(prober)
+    channels = {path: int(gain.shape[0]) for path, gain in norms.items()}
+    channels |= {name: rows for name, (rows, _) in layers.items()}
+    known = folds.holding(prober, block.name, channels, block.sites)
+    found = [*_norm_folds(prober, norms, known), *layer_folds(prober, layers, block.sites, known)]
+    folds.remember(block.name, found)
+    return found
 
 
 class MFProber(Prober):
@@ -38,10 +44,7 @@ class MFProber(Prober):
         super().__init__(batch)
 
     def run(
-        self,
-        changed: tuple[str, LinearMap, int] | None = None,
-        restore: Mapping[str, LinearMap] | None = None,
-        swaps: tuple[Swap, ...] = (),
+        self, *changes: Change, restore: Mapping[str, LinearMap] | None = None, swaps: tuple[Swap, ...] = ()
     ) -> Seen:
         found, at, restore = self.block.model.found, dict[str, np.ndarray](), restore or {}
 
@@ -54,12 +57,12 @@ class MFProber(Prober):
             return use.compute(x)
 
         kept = Kept(self.block)
-        name, map, channels = changed or ("", LinearMap(), 0)
-        if name in found.places:
-            # The weight, not the cell's output: an activation may stand between them.
-            change_outputs(self.block, name, map.apply, kept)
-        elif name:
-            swaps = (*swaps, calling(self.cells[name], partial(_changed, map, channels)))
+        for name, map, channels in changes:
+            if name in found.places:
+                # The weight, not the cell's output: an activation may stand between them.
+                change_outputs(self.block, name, map.apply, kept)
+            else:
+                swaps = (*swaps, calling(self.cells[name], partial(_changed, map, channels)))
         try:
             return Seen(at, self.block.compute(self.batch, on_use, swaps)["hidden"].copy())
         finally:
@@ -75,22 +78,30 @@ def _changed(map: LinearMap, channels: int, compute: Any, *args: Any, **keywords
 # --- norms ---------------------------------------------------------------------------------------------------
 
 
-def _norm_folds(prober: MFProber) -> list[Fold]:
-    block = prober.block
+def _norms(prober: MFProber) -> dict[str, ms.Parameter]:
+    """The gain of each of the block's norms, by the cell's path."""
+    block, found = prober.block, {}
     structure = block.model.running().structure
-    found = []
     for path, cell in prober.cells.items():
         if structure.index(path) != block.index or any(p.ndim > 1 for p in cell.get_parameters()):
             continue
         gain = next((cell._params[leaf] for leaf in GAINS if cell._params.get(leaf) is not None), None)
-        if gain is None or gain.name not in block.values:
-            continue
-        channels = int(gain.shape[0])
-        sites = _with_unseen_experts(block, reached_by_norm(prober, path, channels))
-        offset = _offset(prober, cell, gain.name) if sites else None
-        if offset is not None:
+        if gain is not None and gain.name in block.values:
+            found[path] = gain
+    return found
+
+
+def _norm_folds(prober: MFProber, norms: Mapping[str, ms.Parameter], known: Mapping[str, Fold]) -> list[Fold]:
+    block, found = prober.block, []
+    for path, gain in norms.items():
+        fold = known.get(path)
+        if fold is None and not covered(prober, known):
+            sites = _with_unseen_experts(block, reached_by_norm(prober, path, int(gain.shape[0])))
+            fold = Fold(path, tuple(sites), int(gain.shape[0])) if sites else None
+        offset = _offset(prober, prober.cells[path], gain.name) if fold is not None else None
+        if fold is not None and offset is not None:
             block.norms[path] = Norm(gain.name, block.beside(gain.name, "bias", "beta"), offset)
-            found.append(Fold(path, tuple(sites), channels))
+            found.append(fold)
     return found
 
 

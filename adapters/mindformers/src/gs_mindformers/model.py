@@ -13,6 +13,7 @@ from gs_core import CalibrationError, LayerInfo, Model
 from gs_core.arrays import RawTensor
 from gs_core.errors import reason
 from gs_core.interfaces import Batch
+from gs_core.probing import Folds
 from gs_core.storage import StoredTensor, Tensor
 from gs_mindformers.block import MFBlock
 from gs_mindformers.found import Layers
@@ -50,6 +51,7 @@ class MFModel(Model):
     ):
         self.name, self.facts, self.weights, self.found, self.folder = name, facts, weights, found, folder
         self.block_of, self.running = block_of, running
+        self.folds = Folds()
         self._blocks = blocks
         self._tokenizer: Any = None
         self.layers: list[LayerInfo] = found.infos

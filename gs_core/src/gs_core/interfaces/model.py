@@ -135,8 +135,9 @@ class Model(ABC):
         """The longest sequence the model accepts, or ``None`` when it does not say."""
         return None
 
-    def settings(self) -> AbstractContextManager[None]:
-        """Entered around quantizing with its blocks and their arrays: what its framework has to be set to meanwhile."""
+    def settings(self, exact: bool) -> AbstractContextManager[None]:
+        """Entered around quantizing with its blocks and their arrays: what its framework has to be set to meanwhile.
+        ``exact``: all products in float32, those of searches too (``gs_core.products``)."""
         return nullcontext()
 
     def rotate(self, rotation: LinearMap) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from gs_awq import AWQ, Moments, Options
 from gs_core import (
+    Array,
     ChannelScale,
     Fold,
     Layer,
@@ -15,6 +16,7 @@ from gs_core import (
     QuantizationArgs,
     QuantizationScheme,
     QuantizedTensor,
+    namespace,
     numerics,
 )
 
@@ -22,23 +24,24 @@ from gs_core import (
 class Held(Layer):
     """A layer that is nothing but its weight."""
 
-    def __init__(self, weight: np.ndarray, args: QuantizationArgs, name: str = "layer", site: str = "site"):
-        super().__init__(LayerInfo(name, 0, weight.shape, site, "float32"))
+    def __init__(self, weight: Array, args: QuantizationArgs, name: str = "layer", site: str = "site"):
+        super().__init__(LayerInfo(name, 0, tuple(weight.shape), site, "float32"))
         self._weight = weight
         self.scheme = QuantizationScheme(weights=args)
 
-    def weight(self) -> np.ndarray:
-        return self._weight.copy()
+    def weight(self) -> Array:
+        return namespace(self._weight).asarray(self._weight, copy=True)
 
-    def set_weight(self, weight: np.ndarray) -> None:
+    def set_weight(self, weight: Array) -> None:
         self._weight = weight
 
 
-def observing(x: Mapping[str, np.ndarray]) -> dict[str, Moments]:
+def observing(x: Mapping[str, Array]) -> dict[str, Moments]:
     observed = {name: Moments() for name in x}
     for name, moments in observed.items():
-        for half in np.array_split(x[name], 2):
-            moments.update(half)
+        half = x[name].shape[0] // 2
+        moments.update(x[name][:half, :])
+        moments.update(x[name][half:, :])
     return observed
 
 
@@ -51,7 +54,7 @@ def held() -> type[Held]:
 def scaled() -> Callable[..., np.ndarray]:
     """``(fold, layers, x, **options)``: the scale ``(channels,)`` that the plugin chooses; ``x`` by site."""
 
-    def smooth(fold: Fold, layers: list[Layer], x: Mapping[str, np.ndarray], **options: object) -> np.ndarray:
+    def smooth(fold: Fold, layers: list[Layer], x: Mapping[str, Array], **options: object) -> Array:
         block = SimpleNamespace(folds=lambda: [fold])
         found: list[ChannelScale] = AWQ(Options(**{"signed_scales": False} | options)).smooth(
             block=block, layers=layers, observed=observing(x)
@@ -67,7 +70,7 @@ def scaled() -> Callable[..., np.ndarray]:
 def quantized() -> Callable[..., QuantizedTensor]:
     """``(weight, x, args, **options)``: one layer through the plugin's clip search."""
 
-    def quantize(weight: np.ndarray, x: np.ndarray, args: QuantizationArgs, **options: object) -> QuantizedTensor:
+    def quantize(weight: Array, x: Array, args: QuantizationArgs, **options: object) -> QuantizedTensor:
         layer = Held(weight, args)
         return AWQ(Options(**{"signed_scales": False} | options)).quantize(
             layers=[layer], observed=observing({"site": x})

@@ -69,9 +69,7 @@ def direct(
 ) -> tuple[np.ndarray, list[float]]:
     """The best candidate, and what each costs. They are the plugin's own: the last bit of a scale decides where weights
     go that lie between two codes."""
-    targets = [
-        Target.of(layer, seen.matrix, seen.magnitude, False) for layer in layers for seen in [observing(x[layer.site])]
-    ]
+    targets = [Target.of(layer, seen, seen.matrix, False) for layer in layers for seen in [observing(x[layer.site])]]
     tried = candidates(fold, targets, alphas, duo)
     for alpha, scale in zip(alphas, tried[1:], strict=True):
         np.testing.assert_allclose(scale, formula(fold, layers, x, alpha, duo), rtol=1e-5, atol=STEP)

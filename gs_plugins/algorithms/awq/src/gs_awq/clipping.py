@@ -13,8 +13,9 @@ from gs_core import Array, namespace, numerics
 from gs_core.arrays import astype, device
 from gs_core.numerics import minmax
 from gs_core.numerics.groups import height
+from gs_core.products import rough
 
-ROWS = 1024
+ROWS = 2048
 """Rows of a weight that are worked on at a time."""
 
 
@@ -80,29 +81,35 @@ def _best(weight: Array, ranges: Ranges, tried: Tried, moments: Array, sweeps: i
 
     def wrong(part: Array, group: int, choice: Array) -> Array:
         rounded = ranges.rounded_by(numerics.split(part, alone), *tried.parameters(group, choice))
-        return numerics.join(rounded, part.shape, alone) - part
+        missed = numerics.join(rounded, part.shape, alone)
+        missed -= part
+        return missed
 
     best = xp.zeros((rows, weight.shape[1] // width), dtype=xp.int64, device=device(weight))
-    error, behind = xp.zeros_like(weight), xp.zeros_like(weight)
+    error, behind = xp.zeros_like(rough(weight)), xp.zeros_like(weight)
     for sweep in range(sweeps):
         forth = sweep % 2 == 0
         for group in range(best.shape[1]) if forth else reversed(range(best.shape[1])):
             a, b = group * width, (group + 1) * width
-            part, own = weight[:, a:b] + 0.0, moments[a:b, a:b]
+            part, own = weight[:, a:b] + 0.0, rough(moments[a:b, a:b])
             chosen = slice(0, a) if forth else slice(b, weight.shape[1])
-            others = error[:, chosen] @ moments[chosen, a:b]
+            # Symmetric, so its rows say what its columns do; they lie together.
+            others = astype(error[:, chosen] @ xp.permute_dims(rough(moments[a:b, chosen]), (1, 0)), "float32")
             both, behind[:, a:b] = 2.0 * (others + behind[:, a:b]), others
             least = xp.full((rows,), float("inf"), dtype=weight.dtype, device=device(weight))
             before = best[:, group] + 0
             for step in range(tried.ratios) if sweep == 0 else (-1, 0, 1):
                 choice = xp.clip(before + step, 0, tried.ratios - 1)  # all in the first sweep, where before is 0
-                missed = wrong(part, group, choice)
-                cost = xp.sum((missed @ own + both) * missed, axis=1)
+                known = sweep > 0 and step == 0
+                missed = astype(error[:, a:b], "float32") if known else wrong(part, group, choice)
+                cost = rough(missed) @ own + both
+                cost *= missed
+                cost = xp.sum(cost, axis=1)
                 cost = xp.sum(xp.reshape(cost, (-1, together)), axis=1)
                 better = cost < least
                 least = xp.where(better, cost, least)
                 best[:, group] = xp.where(better, choice, best[:, group])
-            error[:, a:b] = wrong(part, group, best[:, group])
+            error[:, a:b] = rough(wrong(part, group, best[:, group]))
     return best
 
 

@@ -2,6 +2,8 @@
 
 from gs_core import Accumulator, Array, namespace
 from gs_core.arrays import device
+from gs_core.numerics import slices
+from gs_core.products import rough
 
 PANEL = 512
 """Rows of the matrix that are worked on at a time."""
@@ -18,6 +20,7 @@ class Moments(Accumulator):
         self._total: Array = None
         self._magnitude: Array = None
         self._tokens = 0
+        self._mirrored = False
 
     def update(self, x: Array) -> None:
         """Add to the lower triangle, panel by panel: half the products."""
@@ -25,10 +28,12 @@ class Moments(Accumulator):
         if self._total is None:
             self._total = xp.zeros((x.shape[1], x.shape[1]), dtype=x.dtype, device=device(x))
             self._magnitude = xp.zeros_like(x[0, :])
+        factor, self._mirrored = rough(x), False
         for a, b in panels(x.shape[1]):
             part = self._total[a:b, :b]  # by a name of its own: ``self._total[a:b, :b] +=`` would copy it onto itself
-            part += xp.permute_dims(x[:, a:b], (1, 0)) @ x[:, :b]
-        self._magnitude += xp.sum(xp.abs(x), axis=0)
+            part += xp.permute_dims(factor[:, a:b], (1, 0)) @ factor[:, :b]
+        for rows, _ in slices(x):
+            self._magnitude += xp.sum(xp.abs(x[rows, :]), axis=0)
         self._tokens += x.shape[0]
 
     def rescale(self, scale: Array) -> bool:
@@ -46,14 +51,24 @@ class Moments(Accumulator):
         return self._magnitude / self._tokens
 
     @property
+    def diagonal(self) -> Array:
+        """``Σ x²``, ``(features,)``."""
+        return namespace(self._total).linalg.diagonal(self._total)
+
+    @property
     def matrix(self) -> Array:
         """``Σ x xᵀ``, not a copy."""
-        xp = namespace(self._total)
+        if not self._mirrored:
+            self._mirror()
+        return self._total
+
+    def _mirror(self) -> None:
+        """Write the lower triangle into the upper one."""
+        xp, self._mirrored = namespace(self._total), True
         for a, b in panels(self._total.shape[0]):
             corner = xp.tril(self._total[a:b, a:b])
             self._total[a:b, a:b] = corner + xp.permute_dims(xp.tril(corner, k=-1), (1, 0))
             self._total[a:b, b:] = xp.permute_dims(self._total[b:, a:b], (1, 0))
-        return self._total
 
 
 def panels(size: int) -> list[tuple[int, int]]:
@@ -62,5 +77,6 @@ def panels(size: int) -> list[tuple[int, int]]:
 
 
 def output_error(error: Array, moments: Array) -> Array:
-    """``tr E M Eᵀ`` row by row: what an error ``(rows, features)`` in a weight costs at each output, ``(rows,)``."""
-    return namespace(error).sum((error @ moments) * error, axis=1)
+    """``tr E M Eᵀ`` row by row: what an error ``(rows, features)`` in a weight costs at each output, ``(rows,)``.
+    ``moments`` as ``rough`` gives them."""
+    return namespace(error).sum((rough(error) @ moments) * error, axis=1)

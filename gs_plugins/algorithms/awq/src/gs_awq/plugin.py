@@ -21,6 +21,7 @@ from gs_core import (
     hookimpl,
     numerics,
 )
+from gs_core.products import rough
 from gs_schemas import QuantizationScheme
 
 COARSE = 4
@@ -78,11 +79,9 @@ class AWQ(Algorithm):
             targets = []
             for site in fold.sites:
                 if site in observed:
-                    moments, magnitude = observed[site].matrix, observed[site].magnitude
+                    seen, moments = observed[site], rough(observed[site].matrix)
                     targets += [
-                        Target.of(layer, moments, magnitude, options.signed_scales)
-                        for layer in layers
-                        if layer.site == site
+                        Target.of(layer, seen, moments, options.signed_scales) for layer in layers if layer.site == site
                     ]
             if targets:
                 ratios = options.weight_clip_ratio[::COARSE]

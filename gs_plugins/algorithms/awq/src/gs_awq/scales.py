@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gs_awq.clipping import best_of
-from gs_awq.moments import output_error
+from gs_awq.moments import Moments, output_error
 from gs_awq.ranges import Ranges
 from gs_core import Array, Fold, Layer, namespace, numerics
 from gs_core.numerics.groups import height
 from gs_schemas import QuantizationArgs
 
-SAMPLE = 2**19
-"""Weights of a layer that the search looks at: whole rows, evenly spread."""
-PRODUCTS = 2**34
+SAMPLE, ROWS = 2**18, 64
+"""Weights of a layer that the search looks at: whole rows, evenly spread, and so many of them at least."""
+PRODUCTS = 2**33
 """Multiplications that the exact comparison of candidates may take at one fold. Where all would take more, those
 that cost the least by the moments' diagonal alone go in, ``FINALISTS`` at least."""
 FINALISTS = 4
@@ -34,7 +34,8 @@ class Target:
     weight: some rows of its weight, ``(rows, features)``, and the ``share`` of all that they are.
     columns: mean magnitude of each column of the whole weight, each element relative to the widest that shares its
         scale, ``(features,)``.
-    moments, magnitude: of its input, ``(features, features)`` and ``(features,)``.
+    moments, magnitude: of its input, ``(features, features)`` as ``rough`` gives them and ``(features,)``.
+    diagonal: that of the moments, float32 ``(features,)``.
     """
 
     weight: Array
@@ -43,16 +44,18 @@ class Target:
     ranges: Ranges
     moments: Array
     magnitude: Array
+    diagonal: Array
 
     @classmethod
-    def of(cls, layer: Layer, moments: Array, magnitude: Array, signed: bool = True) -> "Target":
+    def of(cls, layer: Layer, observed: Moments, moments: Array, signed: bool = True) -> "Target":
         weight, rows = layer.view(), layer.shape[0]
         # Rows that share a scale stay together.
         together = height(rows, layer.args)
-        step = max(1, rows * layer.shape[1] // SAMPLE) if together == 1 else 1
+        step = max(1, min(rows * layer.shape[1] // SAMPLE, rows // ROWS)) if together == 1 else 1
         sample = weight[::step, :]
         columns = _column_magnitude(weight, layer.args)
-        return cls(sample, sample.shape[0] / rows, columns, Ranges.of(layer, signed), moments, magnitude)
+        ranges = Ranges.of(layer, signed)
+        return cls(sample, sample.shape[0] / rows, columns, ranges, moments, observed.magnitude, observed.diagonal)
 
     @property
     def products(self) -> int:
@@ -64,10 +67,6 @@ class Target:
         scaled = self.weight * scale
         importance = self.diagonal / (scale * scale)
         return (best_of(scaled, self.ranges, ratios, importance) - scaled) / scale
-
-    @property
-    def diagonal(self) -> Array:
-        return namespace(self.moments).linalg.diagonal(self.moments)
 
 
 def search(fold: Fold, targets: Sequence[Target], alphas: Sequence[float], duo: bool, ratios: Sequence[float]) -> Array:
