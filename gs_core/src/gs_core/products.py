@@ -1,5 +1,5 @@
-"""Matrix products that a search weighs candidates by: three digits are enough to tell which is best, and many devices
-multiply so at twice the speed."""
+"""Matrix products that need not be exact. Three digits are enough to tell which of some candidates is best, and for
+feedback that is rounded anyway; many devices multiply so at twice the speed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

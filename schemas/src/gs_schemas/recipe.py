@@ -91,7 +91,7 @@ class Calibration(Strict):
 
     ``data`` is a text file, a ``.jsonl`` file, a ``.npy`` token array, or a folder of text files. ``dtype`` is that of
     the matrix products, all else being float32: ``model`` is the one the weights are stored in, as an engine computes,
-    where the processor has such products, and float32 elsewhere.
+    where the processor has such products, and float32 elsewhere. In ``float32`` those of a search are, too.
     """
 
     data: str | None = None

@@ -6,7 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gs_core import Data, Layer, LayerInfo, QuantizationArgs, QuantizationScheme, QuantizedTensor, numerics
+from gs_core import (
+    Array,
+    Data,
+    Layer,
+    LayerInfo,
+    QuantizationArgs,
+    QuantizationScheme,
+    QuantizedTensor,
+    namespace,
+    numerics,
+)
 from gs_gptq import GPTQ, Hessian, Options
 
 
@@ -15,18 +25,18 @@ class Held(Layer):
 
     def __init__(
         self,
-        weight: np.ndarray,
+        weight: Array,
         args: QuantizationArgs,
         name: str = "layer",
         site: str = "site",
         dtype: str = "float32",
     ):
-        super().__init__(LayerInfo(name, 0, weight.shape, site, dtype))
+        super().__init__(LayerInfo(name, 0, tuple(weight.shape), site, dtype))
         self._weight = weight
         self.scheme = QuantizationScheme(weights=args)
 
-    def weight(self) -> np.ndarray:
-        return self._weight.copy()
+    def weight(self) -> Array:
+        return namespace(self._weight).asarray(self._weight, copy=True)
 
     def set_weight(self, weight: np.ndarray) -> None:
         self._weight = weight

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gs_core import Array, namespace
 from gs_core.arrays import astype, device
 from gs_gptq.grid import Grid
-from gs_gptq.hessian import PANEL, Factors, halved, panels
+from gs_gptq.hessian import PANEL, Factors, halved, panels, received
 
 BLOCK = 128
 """Features of a block, where they are not divided into groups."""
@@ -59,8 +59,9 @@ class _Sweep:
     def through(self, blocks: Sequence[Sequence[int]]) -> None:
         """One block after another; what changes in one is added to the gradient of those after it."""
         xp, place = namespace(self.codes), device(self.codes)
-        hessian = _rows(self.factors, xp.asarray([feature for block in blocks for feature in block], device=place))
-        gradient = hessian @ self.errors
+        members = xp.asarray([feature for block in blocks for feature in block], device=place)
+        hessian = _rows(self.factors, members)
+        gradient = received(hessian, self.errors, xp.take(self.factors.diagonal, members, axis=0))
         start = 0
         for block in blocks:
             stop = start + len(block)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from gs_core import Array, namespace
 from gs_core.arrays import astype, device
 from gs_gptq.grid import Grid
-from gs_gptq.hessian import Factors, halved
+from gs_gptq.hessian import Factors, halved, received
 from gs_gptq.refine import refine
 
 Choose = Callable[[Array, int], tuple[Array, Array | None]]
@@ -43,9 +43,10 @@ def solve(
     problem = _Problem(rest, codes, feedback, groups, grid, choose)
     for stop in range(features, 0, -block_size):
         start = max(0, stop - block_size)
-        fed = xp.permute_dims(feedback[stop:, start:stop], (1, 0)) @ rest[stop:, :]  # what is behind adds to them
-        for behind, at, before in halved(stop - start):  # counted from ``stop``
-            first, middle, last = stop - before, stop - at, stop - behind
+        behind = xp.permute_dims(feedback[stop:, start:stop], (1, 0))
+        fed = received(behind, rest[stop:, :], xp.ones_like(factors.variance[start:stop]))
+        for nearest, at, before in halved(stop - start):  # counted from ``stop``
+            first, middle, last = stop - before, stop - at, stop - nearest
             if first == middle:
                 problem.take(first, last, fed[first - start : last - start, :])
             else:

@@ -1,0 +1,62 @@
+"""Where a device has fast products in bfloat16, feedback is made of those as long as that costs nothing."""
+
+import numpy as np
+import pytest
+import torch
+
+from gs_core import QuantizationArgs, numerics
+from gs_core.arrays import to_numpy
+from gs_core.products import rough_products
+from gs_gptq.hessian import received
+
+OUT, IN = 96, 256
+GROUP = QuantizationArgs(format="int4", granularity="group", group_size=32)
+
+
+@pytest.fixture
+def weight() -> np.ndarray:
+    return (0.05 * np.random.default_rng(0).standard_normal((OUT, IN))).astype(np.float32)
+
+
+@pytest.fixture
+def both(quantized, output_error):
+    """``(weight, x, **options)``: codes and the output's error, by exact products and by rough ones."""
+
+    def run(weight: np.ndarray, x: np.ndarray, **options: object) -> list[tuple[np.ndarray, float]]:
+        found = []
+        for dtype in (None, "bfloat16"):
+            with rough_products(dtype):
+                got = quantized(torch.from_numpy(weight), torch.from_numpy(x), GROUP, block_size=32, **options)
+            values = to_numpy(numerics.dequantize(got))
+            found.append((to_numpy(got.codes), output_error(weight, values, x)))
+        return found
+
+    return run
+
+
+@pytest.mark.parametrize("outliers", [0, 3])
+@pytest.mark.parametrize("sweeps", [0, 2])
+def test_the_error_is_as_small(correlated, both, weight, outliers, sweeps):
+    x = correlated(0, tokens=1024, features=IN, rank=40, outliers=outliers)
+    (exact, least), (rough, error) = both(weight, x, sweeps=sweeps)
+    assert (exact != rough).any() and error < 1.01 * least
+
+
+def test_beside_a_channel_of_huge_activations_it_is_as_small(correlated, both, weight):
+    x = correlated(0, tokens=1024, features=IN, rank=40)
+    x[:, 7] = 3000 * x[:, 3]
+    (_, least), (_, error) = both(weight, x, sweeps=1, damping=1e-7)
+    assert error < 1.02 * least
+
+
+@pytest.mark.parametrize(("large", "exact"), [(1.0, False), (300.0, True)])
+def test_products_are_exact_where_others_reach_far(large, exact):
+    """There the last digits of what they add would decide."""
+    random = torch.Generator().manual_seed(0)
+    shares, errors = 0.5 * torch.randn(8, IN, generator=random), torch.randn(IN, OUT, generator=random)
+    shares[:, 7] *= large
+    with rough_products("bfloat16"):
+        found = received(shares, errors, torch.ones(8))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, shares @ errors) == exact
+    torch.testing.assert_close(found, shares @ errors, rtol=2**-7, atol=0.3)
