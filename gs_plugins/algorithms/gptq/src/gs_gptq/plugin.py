@@ -23,6 +23,7 @@ from gs_core import (
     numerics,
 )
 from gs_core.arrays import astype, device
+from gs_core.products import rough_products
 from gs_gptq.asymmetric import Arrivals, Prefix
 from gs_gptq.grid import Grid
 from gs_gptq.hessian import SLICE, Factors, Hessian, factor, panels
@@ -112,7 +113,8 @@ class GPTQ(Algorithm):
         self, block: Block, layers: Sequence[Layer], observed: Mapping[str, Any], data: Data
     ) -> dict[str, QuantizedTensor]:
         if self.options.asymmetric:
-            return self._in_order(Prefix(block, data), layers)
+            with rough_products(None):  # asked for by those who want the most accurate, and care less for time
+                return self._in_order(Prefix(block, data), layers)
         by_site: dict[str, list[Layer]] = {}
         for layer in layers:
             by_site.setdefault(layer.site, []).append(layer)
