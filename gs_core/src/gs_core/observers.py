@@ -1,11 +1,14 @@
 """Statistics of what arrives at a site: ranges of static activations and a sample to judge by, which the line collects
-itself, and maxima of channels, which several algorithms ask for."""
+itself, and what several algorithms ask for: maxima of channels, second moments."""
+
+from typing import ClassVar, Self
 
 from gs_core import numerics
 from gs_core.arrays import Array, device, namespace
 from gs_core.histogram import Histogram
 from gs_core.interfaces import Accumulator, StaticInput
 from gs_core.linear_map import LinearMap
+from gs_core.products import rough
 from gs_schemas import QuantizationArgs
 
 SAMPLE_ROWS = 256
@@ -56,6 +59,48 @@ class ChannelMaxima(Accumulator):
 
     def result(self) -> Array:
         return self.maxima
+
+
+class SecondMoments(Accumulator):
+    """``Σ x xᵀ``, float32 ``(features, features)``. An error ``E`` ``(out, features)`` in a weight costs ``‖E X‖² =
+    tr E (Σ x xᵀ) Eᵀ`` at the layer's output, so no activation has to be kept.
+
+    Its ``result()`` is itself: the matrix can be larger than the weights, so there is never a second one.
+    """
+
+    exact: ClassVar[bool] = True
+    """Whether products have to be float32's, and need not be (``gs_core.products``)."""
+    panel: ClassVar[int] = 256
+    """Rows of the matrix that are worked on at a time."""
+
+    total: Array = None
+
+    def update(self, x: Array) -> None:
+        """Add to the lower triangle, panel by panel: half the products, and none as large as the whole."""
+        xp, features = namespace(x), x.shape[1]
+        if self.total is None:
+            self.total = xp.zeros((features, features), dtype=x.dtype, device=device(x))
+        factor = x if self.exact else rough(x)
+        for a, b in numerics.panels(features, self.panel):
+            part = self.total[a:b, :b]  # by a name of its own: ``self.total[a:b, :b] +=`` would copy it onto itself
+            part += xp.permute_dims(factor[:, a:b], (1, 0)) @ factor[:, :b]
+
+    def rescale(self, scale: Array) -> bool:
+        for a, b in numerics.panels(scale.shape[0], self.panel):
+            self.total[a:b, :] /= scale[a:b, None] * scale[None, :]
+        return True
+
+    def result(self) -> Self:
+        return self
+
+    def mirror(self) -> Array:
+        """The whole matrix, not a copy: what ``update`` left out is written into it."""
+        xp = namespace(self.total)
+        for a, b in numerics.panels(self.total.shape[0], self.panel):
+            corner = xp.tril(self.total[a:b, a:b])
+            self.total[a:b, a:b] = corner + xp.permute_dims(xp.tril(corner, k=-1), (1, 0))
+            self.total[a:b, b:] = xp.permute_dims(self.total[b:, a:b], (1, 0))
+        return self.total
 
 
 class Average(Accumulator):

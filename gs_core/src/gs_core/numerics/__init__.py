@@ -2,7 +2,7 @@
 
 from gs_core.numerics.activations import fake_quantize
 from gs_core.numerics.caches import cache_objection, cache_params, fake_quantize_cache
-from gs_core.numerics.groups import join, objection, slices, split
+from gs_core.numerics.groups import join, objection, panels, slices, split
 from gs_core.numerics.integer import (
     code_dtype,
     decode,
@@ -28,6 +28,7 @@ __all__ = [
     "minmax",
     "mse_fraction",
     "objection",
+    "panels",
     "quantize_weight",
     "quantize_with",
     "scale_dtype",

@@ -23,6 +23,11 @@ def slices(x: Array, height: int = 1) -> Iterator[tuple[slice, slice]]:
         yield slice(start, stop), slice(start // height, stop // height)
 
 
+def panels(size: int, step: int) -> list[tuple[int, int]]:
+    """Where ranges of ``step`` begin and end."""
+    return [(start, min(start + step, size)) for start in range(0, size, step)]
+
+
 def height(rows: int, args: QuantizationArgs) -> int:
     """How many of a weight's ``rows`` share a scale."""
     if args.granularity == "block" and args.block_size:

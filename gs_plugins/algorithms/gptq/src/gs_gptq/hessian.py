@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gs_core import Accumulator, Array, namespace
-from gs_core.arrays import astype, device
+from gs_core import Array, namespace
+from gs_core.arrays import astype
+from gs_core.numerics import panels
+from gs_core.observers import SecondMoments
 from gs_core.products import rough
 
 SLICE = 512
@@ -20,40 +22,11 @@ NEAR = 16
 """Features whose errors reach each other one by one; what is further off is reached by products (``halved``)."""
 
 
-class Hessian(Accumulator):
-    """Second moments of a site's activations, ``Σ x xᵀ``, float32 ``(features, features)``.
-
-    Its ``result()`` is itself, and ``take()`` hands the matrix over: it can be larger than the weights, so there is
-    never a second one.
-    """
-
-    total: Array = None
-
-    def update(self, x: Array) -> None:
-        """Add to the lower triangle, panel by panel: half the products, and none as large as the whole."""
-        xp = namespace(x)
-        features = x.shape[1]
-        if self.total is None:
-            self.total = xp.zeros((features, features), dtype=x.dtype, device=device(x))
-        for a, b in panels(features, PANEL):
-            part = self.total[a:b, :b]  # by a name of its own: ``self.total[a:b, :b] +=`` would copy it onto itself
-            part += xp.permute_dims(x[:, a:b], (1, 0)) @ x[:, :b]
-
-    def rescale(self, scale: Array) -> bool:
-        for a, b in panels(scale.shape[0], SLICE):
-            self.total[a:b, :] /= scale[a:b, None] * scale[None, :]
-        return True
-
-    def result(self) -> "Hessian":
-        return self
+class Hessian(SecondMoments):
+    """Second moments of a site's activations. ``take()`` hands the matrix over, to be overwritten."""
 
     def take(self) -> Array:
-        total, self.total = self.total, None
-        xp = namespace(total)
-        for a, b in panels(total.shape[0], SLICE):
-            corner = xp.tril(total[a:b, a:b])
-            total[a:b, a:b] = corner + xp.permute_dims(xp.tril(corner, k=-1), (1, 0))
-            total[a:b, b:] = xp.permute_dims(total[b:, a:b], (1, 0))
+        total, self.total = self.mirror(), None
         return total
 
 
@@ -152,11 +125,6 @@ def received(shares: Array, errors: Array, own: Array) -> Array:
     reach = xp.linalg.vector_norm(shares, axis=1) / own
     few = bool(xp.mean(reach * reach) <= REACH**2)
     return astype(rough(shares) @ rough(errors), "float32") if few else shares @ errors
-
-
-def panels(size: int, step: int) -> list[tuple[int, int]]:
-    """Where ranges of ``step`` begin and end."""
-    return [(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 def halved(size: int, start: int = 0) -> Iterator[tuple[int, int, int]]:

@@ -23,10 +23,11 @@ from gs_core import (
     numerics,
 )
 from gs_core.arrays import astype, device
+from gs_core.numerics import panels
 from gs_core.products import rough_products
 from gs_gptq.asymmetric import Arrivals, Prefix
 from gs_gptq.grid import Grid
-from gs_gptq.hessian import SLICE, Factors, Hessian, factor, panels
+from gs_gptq.hessian import SLICE, Factors, Hessian, factor
 from gs_gptq.scales import weight_params
 from gs_gptq.solver import solve
 from gs_schemas import QuantizationArgs, QuantizationScheme

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from gs_core import Array, namespace
 from gs_core.arrays import astype, device
+from gs_core.numerics import panels
 from gs_gptq.grid import Grid
-from gs_gptq.hessian import PANEL, Factors, halved, panels, received
+from gs_gptq.hessian import PANEL, Factors, halved, received
 
 BLOCK = 128
 """Features of a block, where they are not divided into groups."""
