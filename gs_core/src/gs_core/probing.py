@@ -132,9 +132,13 @@ class Folds:
     def holding(
         self, prober: Prober, block: str, channels: Mapping[str, int], sites: Collection[str]
     ) -> dict[str, Fold]:
-        """Those that are in this block too, all of them or none, by producer. ``channels``: of its norms and layers."""
+        """Those that are in this block too, all of them or none, by producer. ``channels``: of its norms and layers;
+        ``sites``: its own. What they are must not depend on which blocks were seen before: a run may have begun here.
+        """
         folds = [_renamed(fold, "", block) for fold in self._found.values()]
-        folds = [f for f in folds if channels.get(f.producer) == f.channels and set(f.sites) <= set(sites)]
+        here = {*sites, *prober.base.at}
+        folds = [f for f in folds if channels.get(f.producer) == f.channels and here.issuperset(f.sites)]
+        folds = [replace(fold, sites=in_order(fold.sites, sites)) for fold in folds]
         return {fold.producer: fold for fold in folds} if folds and _hold(prober, folds) else {}
 
 
@@ -145,11 +149,19 @@ def _renamed(fold: Fold, before: str, after: str) -> Fold:
     return replace(fold, producer=rename(fold.producer), sites=tuple(map(rename, fold.sites)))
 
 
+def in_order(some: Collection[str], sites: Collection[str]) -> tuple[str, ...]:
+    """The same in the order of the block's ``sites``, then whatever else is fed there (what routes to experts)."""
+    order = {site: number for number, site in enumerate(sites)}
+    return tuple(sorted(some, key=lambda site: (order.get(site, len(order)), site)))
+
+
 def _hold(prober: Prober, folds: Sequence[Fold]) -> bool:
     """Whether every site comes out changed as its producers are, and the block's output is what it was."""
     changes: list[Change] = []
     restore: dict[str, LinearMap] = {}
     for fold in folds:
+        if fold.index is not None and any(_dead(prober.base.at[site]) for site in fold.sites if site in prober.base.at):
+            return False
         mixing = prober.rotation(fold.head).factors if fold.head > 1 else ()
         scale = times(prober.bits(fold.channels)).scale
         changes.append((fold.producer, LinearMap(mixing, scale), fold.channels))
@@ -157,9 +169,11 @@ def _hold(prober: Prober, folds: Sequence[Fold]) -> bool:
     seen = prober.run(*changes, restore=restore)
     for site, map in restore.items():
         base = prober.base.at.get(site)
-        if (base is None) != (site not in seen.at):
+        if base is None:  # an expert that no token of these reaches
+            continue
+        if not _same_shape(seen.at.get(site), base) or map.objection(base.shape[-1]):
             return False
-        if base is not None and (map.objection(base.shape[-1]) or not close(seen.at[site], map.apply(base))):
+        if not close(seen.at[site], map.apply(base)):
             return False
     return prober.unchanged(seen)
 
@@ -277,7 +291,7 @@ def _index(prober: Prober, name: str, channels: int, site: str, base: Array) -> 
     """Read each site channel's producer channel digit by digit: multiply each channel by two to the power of a digit
     of its number."""
     number, maxima = np.arange(channels), _column_maxima(base)
-    if (maxima == 0).any():  # nothing can be told of a channel that is zero on these tokens
+    if _dead(base):
         return None
     index = np.zeros(base.shape[-1], np.int64)
     for shift in range(0, max(1, (channels - 1).bit_length()), DIGIT):
@@ -326,6 +340,11 @@ def close(x: Array, y: Array) -> bool:
 
 def _columns_close(x: Array, y: Array) -> np.ndarray:
     return _column_maxima(x - y) <= TOLERANCE * _column_maxima(y)
+
+
+def _dead(base: Array) -> bool:
+    """Whether a channel is zero on these tokens: nothing can be told of it."""
+    return bool((_column_maxima(base) == 0).any())
 
 
 def _column_maxima(x: Array) -> np.ndarray:

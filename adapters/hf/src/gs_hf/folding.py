@@ -9,7 +9,7 @@ import torch
 from gs_core import Fold
 from gs_core.applying import Norm
 from gs_core.interfaces import Batch
-from gs_core.probing import close, covered, layer_folds, pattern, reached_by_norm
+from gs_core.probing import close, covered, in_order, layer_folds, pattern, reached_by_norm
 from gs_hf.probing import HFProber
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def norm_folds(prober: HFProber, known: Mapping[str, Fold]) -> list[Fold]:
         fold = known.get(name)
         if fold is None and not covered(prober, known):
             sites = _with_unseen_experts(block, reached_by_norm(prober, name, int(weight.shape[0])))
-            fold = Fold(name, tuple(sites), int(weight.shape[0])) if sites else None
+            fold = Fold(name, in_order(sites, block.sites), int(weight.shape[0])) if sites else None
         offset = _norm_offset(prober, module, weight) if fold is not None else None
         if fold is not None and offset is not None:
             block.norms[name] = Norm(f"{name}.weight", block.bias_of(f"{name}.weight"), offset)

@@ -10,7 +10,7 @@ import numpy as np
 from gs_core import Fold, LinearMap
 from gs_core.applying import Kept, Norm, change_outputs
 from gs_core.interfaces import Batch
-from gs_core.probing import Change, Prober, Seen, close, covered, layer_folds, pattern, reached_by_norm
+from gs_core.probing import Change, Prober, Seen, close, covered, in_order, layer_folds, pattern, reached_by_norm
 from gs_mindformers.running import ERRORS
 from gs_mindformers.standins import Swap, eager, swapped
 from gs_mindformers.tensors import to_numpy, to_parameter, to_tensor
@@ -97,7 +97,7 @@ def _norm_folds(prober: MFProber, norms: Mapping[str, ms.Parameter], known: Mapp
         fold = known.get(path)
         if fold is None and not covered(prober, known):
             sites = _with_unseen_experts(block, reached_by_norm(prober, path, int(gain.shape[0])))
-            fold = Fold(path, tuple(sites), int(gain.shape[0])) if sites else None
+            fold = Fold(path, in_order(sites, block.sites), int(gain.shape[0])) if sites else None
         offset = _offset(prober, prober.cells[path], gain.name) if fold is not None else None
         if fold is not None and offset is not None:
             block.norms[path] = Norm(gain.name, block.beside(gain.name, "bias", "beta"), offset)
