@@ -2,7 +2,7 @@
 
 from gs_core.arrays import Array, astype, device, namespace
 from gs_core.numerics import groups
-from gs_core.numerics.integer import decode, encode, scale_from_range
+from gs_core.numerics.integer import rounded, scale_from_range
 from gs_schemas import QuantizationArgs
 
 
@@ -29,9 +29,8 @@ def fake_quantize(
         if args.dynamic:
             values = groups.split(values, args)
             scale, zero_point = _params(values, args, keep)
-        codes = encode(values, scale, zero_point, args)
-        rounded = decode(codes, scale, zero_point)
-        out[rows, :] = xp.astype(groups.join(rounded, shape, args) if args.dynamic else rounded, x.dtype)
+        values = rounded(values, scale, zero_point, args)
+        out[rows, :] = xp.astype(groups.join(values, shape, args) if args.dynamic else values, x.dtype)
     return xp.reshape(out, x.shape)
 
 

@@ -3,7 +3,7 @@ for each token as it is cached."""
 
 from gs_core.arrays import Array, astype, device, namespace
 from gs_core.numerics import groups
-from gs_core.numerics.integer import decode, encode, scale_from_range
+from gs_core.numerics.integer import rounded, scale_from_range
 from gs_core.numerics.observers import minmax, mse_fraction
 from gs_schemas import QuantizationArgs
 
@@ -57,8 +57,8 @@ def fake_quantize_cache(
             found, zero_point = scale_from_range(*minmax(values), args, "float32")
             scale = xp.expand_dims(found, axis=-1)
             zero_point = None if zero_point is None else xp.expand_dims(zero_point, axis=-1)
-        rounded = decode(encode(values, scale, zero_point, args), scale, zero_point)
-        out[rows, :] = xp.astype(xp.reshape(rounded, (-1, features)), x.dtype)
+        values = rounded(values, scale, zero_point, args)
+        out[rows, :] = xp.astype(xp.reshape(values, (-1, features)), x.dtype)
     return out
 
 

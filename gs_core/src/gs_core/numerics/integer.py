@@ -7,7 +7,7 @@ positive value saturates; an asymmetric range always contains zero. Rounding is 
 
 from typing import Any
 
-from gs_core.arrays import Array, astype, clip, device, namespace, numpy_dtype
+from gs_core.arrays import Array, astype, clip_in_place, device, namespace, numpy_dtype, round_in_place
 from gs_core.numerics import groups
 from gs_core.numerics.minifloat import nearest
 from gs_core.quantized import QuantizedTensor
@@ -43,18 +43,27 @@ def scale_from_range(low: Array, high: Array, args: QuantizationArgs, scale_dtyp
 def encode(x: Array, scale: Array, zero_point: Array | None, args: QuantizationArgs) -> Array:
     """Codes of ``x`` in float32. ``scale`` and ``zero_point`` broadcast against ``x``. A floating-point code is the
     number it says."""
+    codes = x / scale
     if args.number.kind == "float":
-        return nearest(x / scale, args.number)
-    xp = namespace(x)
-    codes = xp.round(x / scale)
+        return nearest(codes, args.number)
+    codes = round_in_place(codes)
     if zero_point is not None:
-        codes = codes + zero_point
-    return clip(codes, args.number.minimum, args.number.maximum)
+        codes += zero_point
+    return clip_in_place(codes, args.number.minimum, args.number.maximum)
 
 
 def decode(codes: Array, scale: Array, zero_point: Array | None) -> Array:
     """``(codes - zero_point) * scale``."""
     return codes * scale if zero_point is None else (codes - zero_point) * scale
+
+
+def rounded(x: Array, scale: Array, zero_point: Array | None, args: QuantizationArgs) -> Array:
+    """What the codes of ``x`` stand for, in float32."""
+    values = encode(x, scale, zero_point, args)
+    if zero_point is not None:
+        values -= zero_point
+    values *= scale
+    return values
 
 
 def code_dtype(args: QuantizationArgs) -> str:

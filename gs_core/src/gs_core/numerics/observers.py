@@ -5,7 +5,7 @@ Inputs are shaped by ``groups.split``: ``(rows, groups, elements)``; ranges come
 
 from gs_core.arrays import Array, astype, device, namespace
 from gs_core.numerics import groups
-from gs_core.numerics.integer import decode, encode, quantize_with, scale_dtype, scale_from_range
+from gs_core.numerics.integer import quantize_with, rounded, scale_dtype, scale_from_range
 from gs_core.quantized import QuantizedTensor
 from gs_schemas import QuantizationArgs
 
@@ -39,7 +39,7 @@ def mse_fraction(values: Array, args: QuantizationArgs, dtype: str, importance: 
         zero_points = None if zero_points is None else xp.expand_dims(zero_points, axis=-1)
         for i in range(fractions.shape[0]):
             scale, zero_point = scales[i, ...], None if zero_points is None else zero_points[i, ...]
-            error = decode(encode(values, scale, zero_point, args), scale, zero_point)
+            error = rounded(values, scale, zero_point, args)
             error -= values
             error *= error
             if importance is not None:

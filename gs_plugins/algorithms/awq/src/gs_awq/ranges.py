@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from gs_core import Array, Layer, namespace, numerics
 from gs_core.arrays import astype
-from gs_core.numerics import decode, encode, scale_from_range
+from gs_core.numerics import scale_from_range
 from gs_schemas import QuantizationArgs
 
 Ends = tuple[Array, Array]
@@ -47,4 +47,4 @@ class Ranges:
         xp = namespace(values)
         scale = xp.expand_dims(scale, axis=-1)
         zero_point = None if zero_point is None else xp.expand_dims(zero_point, axis=-1)
-        return decode(encode(values, scale, zero_point, self.args), scale, zero_point)
+        return numerics.rounded(values, scale, zero_point, self.args)
