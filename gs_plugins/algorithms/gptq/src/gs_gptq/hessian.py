@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gs_core import Array, namespace
-from gs_core.arrays import astype
+from gs_core.arrays import astype, device
 from gs_core.numerics import panels
 from gs_core.observers import SecondMoments
 from gs_core.products import rough
@@ -16,6 +16,8 @@ REACH = 16.0
 """How large what a feature receives from the errors of others may be, beside its own, for that to be a rough product.
 In bfloat16 each is then off by 3.4e-4 · REACH steps (root mean square), which adds 12 times the square of that, 0.04 %,
 to what its rounding costs."""
+COLUMNS = 1024
+"""Rows of a layer whose errors are in the dtype of rough products at a time."""
 PANEL = 256
 """Features in a panel of the factorisation: small enough for the cache, large enough for its products."""
 NEAR = 16
@@ -123,8 +125,13 @@ def received(shares: Array, errors: Array, own: Array) -> Array:
     channel of huge activations others reach far, and the product is exact."""
     xp = namespace(shares)
     reach = xp.linalg.vector_norm(shares, axis=1) / own
-    few = bool(xp.mean(reach * reach) <= REACH**2)
-    return astype(rough(shares) @ rough(errors), "float32") if few else shares @ errors
+    factor = rough(shares) if bool(xp.mean(reach * reach) <= REACH**2) else shares
+    if factor is shares:
+        return shares @ errors
+    found = xp.empty((shares.shape[0], errors.shape[1]), dtype=xp.float32, device=device(shares))
+    for a, b in panels(errors.shape[1], COLUMNS):
+        found[:, a:b] = astype(factor @ rough(errors[:, a:b]), "float32")
+    return found
 
 
 def halved(size: int, start: int = 0) -> Iterator[tuple[int, int, int]]:
