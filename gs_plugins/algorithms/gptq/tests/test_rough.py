@@ -39,7 +39,7 @@ def both(quantized, output_error):
 def test_the_error_is_as_small(correlated, both, weight, outliers, sweeps):
     x = correlated(0, tokens=1024, features=IN, rank=40, outliers=outliers)
     (exact, least), (rough, error) = both(weight, x, sweeps=sweeps)
-    assert (exact != rough).any() and error < 1.01 * least
+    assert (exact != rough).any() and error < 1.02 * least
 
 
 def test_beside_a_channel_of_huge_activations_it_is_as_small(correlated, both, weight):
