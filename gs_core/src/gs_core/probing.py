@@ -8,8 +8,8 @@ head, are found by mixing them. No name of a layer plays a part.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -114,75 +114,6 @@ def _part(raw: RawTensor, first: int, second: int) -> RawTensor:
     return RawTensor(raw.dtype, (*elements.shape[:2], *raw.shape[2:]), np.ascontiguousarray(elements).reshape(-1))
 
 
-# --- what is known of other blocks ---------------------------------------------------------------------------
-
-
-class Folds:
-    """Folds that were found in the blocks of a model. Most blocks are made alike: whatever was found in others is
-    tried at once, in a single run."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, Fold] = {}
-
-    def remember(self, block: str, folds: Iterable[Fold]) -> None:
-        for fold in folds:
-            within = _renamed(fold, block, "")
-            self._found[within.producer] = within
-
-    def holding(
-        self, prober: Prober, block: str, channels: Mapping[str, int], sites: Collection[str]
-    ) -> dict[str, Fold]:
-        """Those that are in this block too, all of them or none, by producer. ``channels``: of its norms and layers;
-        ``sites``: its own. What they are must not depend on which blocks were seen before: a run may have begun here.
-        """
-        folds = [_renamed(fold, "", block) for fold in self._found.values()]
-        here = {*sites, *prober.base.at}
-        folds = [f for f in folds if channels.get(f.producer) == f.channels and here.issuperset(f.sites)]
-        folds = [replace(fold, sites=in_order(fold.sites, sites)) for fold in folds]
-        return {fold.producer: fold for fold in folds} if folds and _hold(prober, folds) else {}
-
-
-def _renamed(fold: Fold, before: str, after: str) -> Fold:
-    def rename(name: str) -> str:
-        return after + name.removeprefix(before)
-
-    return replace(fold, producer=rename(fold.producer), sites=tuple(map(rename, fold.sites)))
-
-
-def in_order(some: Collection[str], sites: Collection[str]) -> tuple[str, ...]:
-    """The same in the order of the block's ``sites``, then whatever else is fed there (what routes to experts)."""
-    order = {site: number for number, site in enumerate(sites)}
-    return tuple(sorted(some, key=lambda site: (order.get(site, len(order)), site)))
-
-
-def _hold(prober: Prober, folds: Sequence[Fold]) -> bool:
-    """Whether every site comes out changed as its producers are, and the block's output is what it was."""
-    changes: list[Change] = []
-    restore: dict[str, LinearMap] = {}
-    for fold in folds:
-        if fold.index is not None and any(_dead(prober.base.at[site]) for site in fold.sites if site in prober.base.at):
-            return False
-        mixing = prober.rotation(fold.head).factors if fold.head > 1 else ()
-        scale = times(prober.bits(fold.channels)).scale
-        changes.append((fold.producer, LinearMap(mixing, scale), fold.channels))
-        restore |= dict.fromkeys(fold.sites, LinearMap(mixing, fold.expand(scale)))
-    seen = prober.run(*changes, restore=restore)
-    for site, map in restore.items():
-        base = prober.base.at.get(site)
-        if base is None:  # an expert that no token of these reaches
-            continue
-        if not _same_shape(seen.at.get(site), base) or map.objection(base.shape[-1]):
-            return False
-        if not close(seen.at[site], map.apply(base)):
-            return False
-    return prober.unchanged(seen)
-
-
-def covered(prober: Prober, known: Mapping[str, Fold]) -> bool:
-    """Whether there is no site but those behind the folds that are known."""
-    return set(prober.base.at) <= {site for fold in known.values() for site in fold.sites}
-
-
 # --- norms ---------------------------------------------------------------------------------------------------
 
 
@@ -196,7 +127,7 @@ def reached_by_norm(prober: Prober, norm: str, channels: int) -> list[str]:
             site
             for site, x in seen.at.items()
             if site not in restore
-            and _same_shape(x, prober.base.at.get(site))
+            and same_shape(x, prober.base.at.get(site))
             and x.shape[-1] == channels
             and close(x, prober.base.at[site] * scale)
         ]
@@ -206,6 +137,11 @@ def reached_by_norm(prober: Prober, norm: str, channels: int) -> list[str]:
     return list(restore) if restore and prober.unchanged(seen) else []
 
 
+def covered(prober: Prober, known: Mapping[str, Fold]) -> bool:
+    """Whether there is no site but those behind the folds that are known."""
+    return set(prober.base.at) <= {site for fold in known.values() for site in fold.sites}
+
+
 # --- layers (value → o, up → down) ---------------------------------------------------------------------------
 
 
@@ -213,7 +149,7 @@ def layer_folds(
     prober: Prober, layers: Mapping[str, tuple[int, str]], sites: Collection[str], known: Mapping[str, Fold]
 ) -> list[Fold]:
     """Where the scale of a layer's output channels disappears. ``layers``: rows and site of each by name. ``known``:
-    see ``Folds``. Of a mixture's experts one is tried, and the others are taken to be like it."""
+    see ``gs_core.known_folds``. Of a mixture's experts one is tried, and the others are taken to be like it."""
     found: list[Fold] = []
     tried: set[str] = set()
     for name, (rows, own_site) in layers.items():
@@ -240,7 +176,7 @@ def _reached_by_layer(
     seen = prober.run((name, times(scale), channels))
     for site, x in seen.at.items():
         base = prober.base.at.get(site)
-        if site == own_site or base is None or not _same_shape(x, base) or x.shape[-1] % channels:
+        if site == own_site or base is None or not same_shape(x, base) or x.shape[-1] % channels:
             continue
         once, twice = _columns_close(x, base), _columns_close(x, base * 2)
         if once.all() or not (once | twice).all():  # it lies before the layer, or beside it; or behind something else
@@ -291,13 +227,13 @@ def _index(prober: Prober, name: str, channels: int, site: str, base: Array) -> 
     """Read each site channel's producer channel digit by digit: multiply each channel by two to the power of a digit
     of its number."""
     number, maxima = np.arange(channels), _column_maxima(base)
-    if _dead(base):
+    if dead(base):
         return None
     index = np.zeros(base.shape[-1], np.int64)
     for shift in range(0, max(1, (channels - 1).bit_length()), DIGIT):
         scale = prober.asarray((2.0 ** ((number >> shift) % 2**DIGIT)).astype(np.float32))
         seen = prober.run((name, times(scale), channels)).at.get(site)
-        if seen is None or not _same_shape(seen, base):
+        if seen is None or not same_shape(seen, base):
             return None
         digit = np.rint(np.log2(np.maximum(_column_maxima(seen) / maxima, 1)))
         if not _columns_close(seen, base * prober.asarray((2.0**digit).astype(np.float32))).all():
@@ -327,7 +263,7 @@ def times(scale: Array) -> LinearMap:
 # --- comparing -----------------------------------------------------------------------------------------------
 
 
-def _same_shape(x: Array | None, y: Array | None) -> bool:
+def same_shape(x: Array | None, y: Array | None) -> bool:
     return x is not None and y is not None and tuple(x.shape) == tuple(y.shape)
 
 
@@ -342,7 +278,7 @@ def _columns_close(x: Array, y: Array) -> np.ndarray:
     return _column_maxima(x - y) <= TOLERANCE * _column_maxima(y)
 
 
-def _dead(base: Array) -> bool:
+def dead(base: Array) -> bool:
     """Whether a channel is zero on these tokens: nothing can be told of it."""
     return bool((_column_maxima(base) == 0).any())
 

@@ -9,7 +9,8 @@ import torch
 from gs_core import Fold
 from gs_core.applying import Norm
 from gs_core.interfaces import Batch
-from gs_core.probing import close, covered, in_order, layer_folds, pattern, reached_by_norm
+from gs_core.known_folds import in_order
+from gs_core.probing import close, covered, layer_folds, pattern, reached_by_norm
 from gs_hf.probing import HFProber
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from gs_core import CacheInfo, CalibrationError, CheckpointError, LayerInfo, LinearMap, Model, Site
 from gs_core.arrays import RawTensor
 from gs_core.interfaces import Batch
-from gs_core.probing import Folds
+from gs_core.known_folds import Folds
 from gs_core.products import rough_products
 from gs_core.storage import INDEX, Checkpoint, Tensor
 from gs_hf import topology

@@ -10,7 +10,8 @@ import numpy as np
 from gs_core import Fold, LinearMap
 from gs_core.applying import Kept, Norm, change_outputs
 from gs_core.interfaces import Batch
-from gs_core.probing import Change, Prober, Seen, close, covered, in_order, layer_folds, pattern, reached_by_norm
+from gs_core.known_folds import in_order
+from gs_core.probing import Change, Prober, Seen, close, covered, layer_folds, pattern, reached_by_norm
 from gs_mindformers.running import ERRORS
 from gs_mindformers.standins import Swap, eager, swapped
 from gs_mindformers.tensors import to_numpy, to_parameter, to_tensor

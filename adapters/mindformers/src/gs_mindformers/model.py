@@ -13,7 +13,7 @@ from gs_core import CalibrationError, LayerInfo, Model
 from gs_core.arrays import RawTensor
 from gs_core.errors import reason
 from gs_core.interfaces import Batch
-from gs_core.probing import Folds
+from gs_core.known_folds import Folds
 from gs_core.storage import StoredTensor, Tensor
 from gs_mindformers.block import MFBlock
 from gs_mindformers.found import Layers

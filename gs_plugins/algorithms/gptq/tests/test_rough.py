@@ -39,14 +39,18 @@ def both(quantized, output_error):
 def test_the_error_is_as_small(correlated, both, weight, outliers, sweeps):
     x = correlated(0, tokens=1024, features=IN, rank=40, outliers=outliers)
     (exact, least), (rough, error) = both(weight, x, sweeps=sweeps)
-    assert (exact != rough).any() and error < 1.02 * least
+    assert (exact != rough).any() and error < 1.01 * least
 
 
 def test_beside_a_channel_of_huge_activations_it_is_as_small(correlated, both, weight):
-    x = correlated(0, tokens=1024, features=IN, rank=40)
-    x[:, 7] = 3000 * x[:, 3]
-    (_, least), (_, error) = both(weight, x, sweeps=1, damping=1e-7)
-    assert error < 1.02 * least
+    """On average: where codes are almost equally good, the last digit sends a row another way, up or down."""
+    ratios = []
+    for seed in range(6):
+        x = correlated(seed, tokens=1024, features=IN, rank=40)
+        x[:, 7] = 3000 * x[:, 3]
+        (_, least), (_, error) = both(weight, x, sweeps=1, damping=1e-7)
+        ratios.append(error / least)
+    assert np.mean(ratios) < 1.01
 
 
 @pytest.mark.parametrize(("large", "exact"), [(1.0, False), (300.0, True)])
