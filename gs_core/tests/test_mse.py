@@ -1,5 +1,7 @@
 """Choosing a range by the squared error it costs."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gs_core import numerics
+from gs_core.numerics import mse
 from gs_schemas import QuantizationArgs
 
 values = arrays(np.float32, (2, 3, 16), elements=st.floats(-100, 100, width=32))
@@ -42,6 +45,17 @@ def test_a_finer_search_finds_little_more(bits, symmetric):
     for place in np.ndindex(2, 2):
         best = min(error(groups[place], fraction, numbers) for fraction in np.linspace(0.2, 1, 200))
         assert error(groups[place], fractions[place], numbers) <= 1.06 * best
+
+
+@pytest.mark.parametrize("format", ["int2", "int3", "int4", "int8", "fp8_e4m3"])
+@pytest.mark.parametrize("weighed", [True, False])
+@given(arrays(np.float32, (3, 5, 16), elements=st.floats(-100, 100, width=32)), st.randoms())
+def test_what_is_left_out_because_it_clips_too_much_would_not_have_been_chosen(format, weighed, groups, random):
+    groups = groups * np.array([random.choice([0.0, 1.0, 1e3]) for _ in range(16)], np.float32)
+    importance = np.array([random.random() for _ in range(16)], np.float32) if weighed else None
+    found = numerics.mse_fraction(groups, args(format=format), "bfloat16", importance)
+    with mock.patch.object(mse, "AT_ONCE", mse.STEPS):
+        np.testing.assert_array_equal(found, numerics.mse_fraction(groups, args(format=format), "bfloat16", importance))
 
 
 def test_one_outlier_among_many_is_clipped():

@@ -14,7 +14,8 @@ from gs_core.numerics.integer import (
     scale_from_range,
     stored_bits,
 )
-from gs_core.numerics.observers import minmax, mse_fraction, quantize_weight, weight_params
+from gs_core.numerics.mse import mse_fraction
+from gs_core.numerics.observers import minmax, quantize_weight, weight_params
 
 __all__ = [
     "cache_objection",

@@ -4,7 +4,8 @@ for each token as it is cached."""
 from gs_core.arrays import Array, astype, device, namespace
 from gs_core.numerics import groups
 from gs_core.numerics.integer import rounded, scale_from_range
-from gs_core.numerics.observers import minmax, mse_fraction
+from gs_core.numerics.mse import mse_fraction
+from gs_core.numerics.observers import minmax
 from gs_schemas import QuantizationArgs
 
 

@@ -43,10 +43,14 @@ def scale_from_range(low: Array, high: Array, args: QuantizationArgs, scale_dtyp
 def encode(x: Array, scale: Array, zero_point: Array | None, args: QuantizationArgs) -> Array:
     """Codes of ``x`` in float32. ``scale`` and ``zero_point`` broadcast against ``x``. A floating-point code is the
     number it says."""
-    codes = x / scale
+    return nearest_codes(x / scale, zero_point, args)
+
+
+def nearest_codes(steps: Array, zero_point: Array | None, args: QuantizationArgs) -> Array:
+    """Codes of numbers that are multiples of their scales already; ``steps`` is used up."""
     if args.number.kind == "float":
-        return nearest(codes, args.number)
-    codes = round_in_place(codes)
+        return nearest(steps, args.number)
+    codes = round_in_place(steps)
     if zero_point is not None:
         codes += zero_point
     return clip_in_place(codes, args.number.minimum, args.number.maximum)

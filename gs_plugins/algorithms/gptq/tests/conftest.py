@@ -20,6 +20,17 @@ from gs_core import (
 from gs_gptq import GPTQ, Hessian, Options
 
 
+def _median(diagonal: np.ndarray) -> float:
+    alive = np.sort(diagonal[diagonal > 0])
+    return float(alive[len(alive) // 2])
+
+
+@pytest.fixture
+def median() -> Callable[[np.ndarray], float]:
+    """What damping is relative to: of those that are not zero, the upper one of two."""
+    return _median
+
+
 class Held(Layer):
     """A layer that is nothing but its weight."""
 
@@ -47,8 +58,8 @@ def held() -> type[Held]:
     return Held
 
 
-def observing(x: np.ndarray) -> dict[str, Any]:
-    hessian = Hessian()
+def observing(x: np.ndarray, plugin: GPTQ | None = None) -> dict[str, Any]:
+    hessian = Hessian() if plugin is None else plugin.observe(site=None)
     hessian.update(x)
     return {"site": hessian.result()}
 
@@ -67,7 +78,7 @@ def quantized() -> Callable[..., QuantizedTensor]:
         weight: np.ndarray, x: np.ndarray, args: QuantizationArgs, dtype: str = "float32", **options: object
     ) -> QuantizedTensor:
         plugin, layer = GPTQ(Options(**options)), Held(weight, args, dtype=dtype)
-        return plugin.quantize(block=None, data=Data(), layers=[layer], observed=observing(x))[layer.name]
+        return plugin.quantize(block=None, data=Data(), layers=[layer], observed=observing(x, plugin))[layer.name]
 
     return quantize
 
@@ -112,13 +123,13 @@ def textbook() -> Callable[..., tuple[np.ndarray, float]]:
     def solve(
         weight: np.ndarray,
         hessian: np.ndarray,
-        damping: float,
+        added: float,
         args: QuantizationArgs,
         grid: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]],
     ) -> tuple[np.ndarray, float]:
-        """``grid(column, weights so far)``: scale and zero point ``(rows,)`` for that column."""
+        """``added``: to the diagonal. ``grid(column, weights so far)``: scale and zero point ``(rows,)`` for it."""
         left, hessian = weight.astype(np.float64), hessian.astype(np.float64)
-        hessian = hessian + np.eye(len(hessian)) * damping * np.diag(hessian).mean()
+        hessian = hessian + np.eye(len(hessian)) * added
         lower = np.linalg.cholesky(hessian)
         identity = np.eye(len(hessian))
         inverse = np.linalg.solve(lower.T, np.linalg.solve(lower, identity))

@@ -18,8 +18,8 @@ def hessian(correlated) -> np.ndarray:
 
 
 @pytest.mark.parametrize("damping", [0.01, 0.1, 1.0])
-def test_the_factors_multiply_to_the_damped_hessian(hessian, damping):
-    damped = hessian + np.eye(40) * damping * np.diag(hessian).mean()
+def test_the_factors_multiply_to_the_damped_hessian(hessian, damping, median):
+    damped = hessian + np.eye(40) * damping * median(np.diag(hessian))
     found = factor(hessian, damping)
     lower, d, used = factors(found)
     np.testing.assert_allclose(lower * d @ lower.T, damped, rtol=0, atol=1e-5 * np.abs(damped).max())
@@ -66,6 +66,24 @@ def test_damping_grows_tenfold_until_the_matrix_is_positive(asked, used):
     lower, d, found = factors(factor(indefinite.copy(), asked))
     assert found == pytest.approx(used)
     np.testing.assert_allclose(lower * d @ lower.T, indefinite + np.eye(2) * used, rtol=1e-5)
+
+
+def test_channels_of_huge_activations_do_not_raise_the_damping_of_others(hessian):
+    """In the mean they would: it would then drown what is known of all others."""
+    scale = np.ones(40, np.float32)
+    scale[:3] = 1000
+    plain, huge = factor(hessian.copy(), 0.01), factor(hessian * scale[:, None] * scale, 0.01)
+    added = huge.diagonal - np.diag(hessian) * scale**2
+    np.testing.assert_allclose(added[3:], (plain.diagonal - np.diag(hessian))[3:], rtol=0.1)
+
+
+def test_where_most_features_hardly_ever_speak_damping_still_reaches_the_mean():
+    """Two that are the same but for rounding, among many that are almost zero."""
+    nearly = np.diag([1, 1, *[1e-6] * 30]).astype(np.float32)
+    nearly[0, 1] = nearly[1, 0] = 1.001
+    lower, d, damping = factors(factor(nearly.copy(), 0.01))
+    assert damping > 1 and (d > 0).all()
+    np.testing.assert_allclose(lower * d @ lower.T, nearly + np.eye(32) * damping * 1e-6, atol=1e-5)
 
 
 def test_fewer_tokens_than_features_are_enough(correlated):

@@ -51,13 +51,15 @@ def forwards(weight: np.ndarray, hessian: np.ndarray, groups: list[int], *rest) 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("granularity", ["channel", "group"])
-def test_fixed_scales_give_the_codes_of_the_textbook(problem, textbook, granularity, symmetric):
+def test_fixed_scales_give_the_codes_of_the_textbook(problem, textbook, median, granularity, symmetric):
     weight, hessian = problem
     args = int4(granularity, symmetric)
     size = args.group_size or FEATURES
     scale, zero_point = fitted(weight, args)
     scales, zeros = per_column(scale, size), per_column(zero_point, size)
-    expected, margin = textbook(weight, hessian, 0.01, args, lambda i, _: (scales[:, i], zeros[:, i]))
+    expected, margin = textbook(
+        weight, hessian, 0.01 * median(np.diag(hessian)), args, lambda i, _: (scales[:, i], zeros[:, i])
+    )
     assert margin > UNDECIDED
 
     codes = forwards(weight, hessian, [i // size for i in range(FEATURES)], Grid(scale, zero_point, args), 16)
@@ -67,7 +69,9 @@ def test_fixed_scales_give_the_codes_of_the_textbook(problem, textbook, granular
 
 @pytest.mark.parametrize("block_size", [1, 16, 48])
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
-def test_scales_that_follow_the_feedback_give_the_codes_of_the_textbook(problem, textbook, symmetric, block_size):
+def test_scales_that_follow_the_feedback_give_the_codes_of_the_textbook(
+    problem, textbook, median, symmetric, block_size
+):
     """Each group's scale is chosen from its weights as the groups before have left them."""
     weight, hessian = problem
     args, alone = int4("group", symmetric), int4("channel", symmetric)
@@ -80,7 +84,7 @@ def test_scales_that_follow_the_feedback_give_the_codes_of_the_textbook(problem,
             scales[:, group], zeros[:, group] = scale, 0 if zero_point is None else zero_point
         return scales[:, column], zeros[:, column]
 
-    expected, margin = textbook(weight, hessian, 0.01, args, grid)
+    expected, margin = textbook(weight, hessian, 0.01 * median(np.diag(hessian)), args, grid)
     assert margin > UNDECIDED
 
     chosen = Grid(*fitted(weight, args), args)

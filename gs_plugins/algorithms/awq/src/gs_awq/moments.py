@@ -9,9 +9,8 @@ from gs_core.products import rough
 class Moments(SecondMoments):
     """Second moments, and the mean magnitude of each channel."""
 
-    exact, panel = False, 512
-
     def __init__(self) -> None:
+        super().__init__()
         self._magnitude: Array = None
         self._tokens = 0
         self._mirrored = False
@@ -34,11 +33,6 @@ class Moments(SecondMoments):
     def magnitude(self) -> Array:
         """Mean of ``|x|``, ``(features,)``."""
         return self._magnitude / self._tokens
-
-    @property
-    def diagonal(self) -> Array:
-        """``Σ x²``, ``(features,)``."""
-        return namespace(self.total).linalg.diagonal(self.total)
 
     @property
     def matrix(self) -> Array:

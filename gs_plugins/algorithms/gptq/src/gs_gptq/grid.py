@@ -48,9 +48,9 @@ class Grid:
         return scale, astype(xp.permute_dims(self.zero_point, (1, 0)), self.code_dtype)
 
 
-def transposed(x: Array) -> Array:
-    """A float32 copy of the transpose, laid out row by row: frameworks keep the old layout where they may."""
+def transposed(x: Array, dtype: str = "float32") -> Array:
+    """A copy of the transpose, laid out row by row: frameworks keep the old layout where they may."""
     xp = namespace(x)
-    rows = xp.empty((x.shape[1], x.shape[0]), dtype=xp.float32, device=device(x))
+    rows = xp.empty((x.shape[1], x.shape[0]), dtype=getattr(xp, dtype), device=device(x))
     rows[:, :] = xp.permute_dims(x, (1, 0))
     return rows

@@ -11,7 +11,6 @@ from gs_core.products import rough
 
 SLICE = 512
 """Rows of a Hessian that are worked on at a time."""
-MOST_DAMPING = 1.0
 REACH = 16.0
 """How large what a feature receives from the errors of others may be, beside its own, for that to be a rough product.
 In bfloat16 each is then off by 3.4e-4 · REACH steps (root mean square), which adds 12 times the square of that, 0.04 %,
@@ -64,18 +63,20 @@ class Factors:
 def factor(hessian: Array, damping: float) -> Factors:
     """Factorise ``hessian``, which is overwritten: it can be larger than the layers' weights.
 
-    ``damping`` times the mean of the diagonal is added to it, ten times more each time the factorisation fails or
-    is not finite. Features that were always zero get a diagonal of one: they neither give nor take feedback.
+    ``damping`` times the median of the diagonal is added to it, ten times more each time the factorisation fails or
+    is not finite, up to the mean. Features that were always zero have no part in the median and get a diagonal of one:
+    they neither give nor take feedback.
     Raises ``ValueError`` when no damping makes it positive.
     """
     xp = namespace(hessian)
     on_diagonal = xp.reshape(hessian, (-1,))[:: hessian.shape[0] + 1]
     diagonal = on_diagonal + 0.0
-    mean = xp.mean(diagonal)
+    middle = _median(diagonal[diagonal > 0])
+    most = max(middle, float(xp.mean(diagonal)))
     edges = panels(hessian.shape[0], PANEL)
     corners = [hessian[a:b, a:b] + 0.0 for a, b in edges]
-    while damping <= MOST_DAMPING:
-        damped = xp.where(diagonal > 0, diagonal + damping * mean, xp.ones_like(diagonal))
+    while damping * middle <= most < float("inf"):
+        damped = xp.where(diagonal > 0, diagonal + damping * middle, xp.ones_like(diagonal))
         on_diagonal[:] = damped
         if _cholesky(hessian):
             root = on_diagonal + 0.0
@@ -88,6 +89,11 @@ def factor(hessian: Array, damping: float) -> Factors:
             hessian[b:, a:b] = xp.permute_dims(hessian[a:b, b:], (1, 0))
         damping = max(damping, 1e-4) * 10
     raise ValueError("the Hessian cannot be factorised: its values are not finite, or not of a Hessian")
+
+
+def _median(x: Array) -> float:
+    """Of nothing, one."""
+    return float(namespace(x).sort(x)[x.shape[0] // 2]) if x.shape[0] else 1.0
 
 
 def _cholesky(matrix: Array) -> bool:

@@ -26,7 +26,7 @@ from gs_core.arrays import astype, device
 from gs_core.numerics import panels
 from gs_core.products import rough_products
 from gs_gptq.asymmetric import Arrivals, Prefix
-from gs_gptq.grid import Grid
+from gs_gptq.grid import Grid, transposed
 from gs_gptq.hessian import SLICE, Factors, Hessian, factor
 from gs_gptq.scales import weight_params
 from gs_gptq.solver import solve
@@ -34,6 +34,9 @@ from gs_schemas import QuantizationArgs, QuantizationScheme
 
 ELEMENTS = 2**24
 """Weights in one problem: more rows make better use of each step, up to where they leave the cache anyway."""
+
+LITTLE_DAMPING = 0.005
+"""With less than this, what rough products lose of a Hessian would show."""
 
 
 class Options(Strict):
@@ -55,7 +58,7 @@ class Options(Strict):
 
     act_order: bool = True
     static_groups: bool = True
-    damping: float = Field(0.01, ge=0.0, le=1.0)
+    damping: float = Field(0.02, ge=0.0, le=1.0)
     block_size: int = Field(512, gt=0)
     observer: str = Field("hessian", pattern="^(scheme|hessian)$")
     signed_scales: bool = True
@@ -107,7 +110,7 @@ class GPTQ(Algorithm):
 
     @hookimpl
     def observe(self, site: Site) -> Accumulator | None:
-        return None if self.options.asymmetric else Hessian()
+        return None if self.options.asymmetric else Hessian(exact=self.options.damping < LITTLE_DAMPING)
 
     @hookimpl
     def quantize(
@@ -194,7 +197,7 @@ class GPTQ(Algorithm):
         codes = solve(rest, site.factors, groups, grid, self.options.block_size, free, self.options.sweeps)
         del rest
         return QuantizedTensor(
-            xp.take(codes, position, axis=1),
+            transposed(xp.take(xp.permute_dims(codes, (1, 0)), position, axis=0), grid.code_dtype),
             *grid.params(),
             args,
             astype(group_of, "int32") if self.options.act_order and not static else None,

@@ -80,8 +80,9 @@ class _Sweep:
         steps = grid.steps(codes, group)
         change = xp.zeros_like(steps)
         if self.refit:
-            change -= _refit(steps, hessian, gradient, grid, group) * steps
-            gradient += hessian @ change
+            added, pulled = _refit(steps, hessian, gradient, grid, group)
+            change -= added * steps
+            gradient -= added * pulled
         diagonal = xp.linalg.diagonal(hessian)[:, None]
         before, pull = steps * grid.scale[group, :], hessian / diagonal
         wanted = before + gradient / diagonal
@@ -104,18 +105,20 @@ class _Sweep:
         return change
 
 
-def _refit(steps: Array, corner: Array, gradient: Array, grid: Grid, group: int) -> Array:
+def _refit(steps: Array, corner: Array, gradient: Array, grid: Grid, group: int) -> tuple[Array, Array]:
     """Give each row's scale of the group the storable value nearest to the least loss; returns what was added,
-    ``(rows,)``. A scale that would vanish, change its sign, or for its rounding gain nothing stays."""
+    ``(rows,)``, and what the gradient loses for each unit of it. A scale that would vanish, change its sign, or for its
+    rounding gain nothing stays."""
     xp = namespace(steps)
-    slope, bend = xp.sum(steps * gradient, axis=0), xp.sum(steps * (corner @ steps), axis=0)
+    pulled = corner @ steps
+    slope, bend = xp.sum(steps * gradient, axis=0), xp.sum(steps * pulled, axis=0)
     scale = grid.scale[group, :]
     wanted = grid.storable(scale + slope / xp.where(bend > 0, bend, xp.ones_like(bend)))
     change = wanted - scale
     better = (bend > 0) & (wanted * scale > 0) & (change * (change * bend - 2 * slope) < 0)
     change = xp.where(better, change, xp.zeros_like(change))
     grid.scale[group, :] = scale + change
-    return change
+    return change, pulled
 
 
 def _rows(factors: Factors, members: Array) -> Array:
