@@ -2,9 +2,8 @@
 
 from checkpoints import Shape
 
-FORWARD, MOMENTS, CLIPPING = "forward", "second moments", "clipping"
-ROUGH = (FORWARD, MOMENTS, CLIPPING)
-"""What may be multiplied in the dtype that the model is stored in."""
+FACTORISATIONS = "factorisations"
+"""All but these may be multiplied in the dtype that the model is stored in."""
 
 
 def sites(shape: Shape) -> list[tuple[int, int]]:
@@ -54,20 +53,20 @@ def sweep(shape: Shape) -> int:
 
 def necessary(recipe: str, shape: Shape) -> dict[str, int]:
     """By name; what is linear in the weights (rounding, searching scales) is not counted."""
-    runs = {FORWARD: calibration(shape)}
+    runs = {"forward": calibration(shape)}
     if "gptq" in recipe:
         return runs | {
             "Hessians": hessians(shape),
-            "factorisations": factorisations(shape),
+            FACTORISATIONS: factorisations(shape),
             "feedback": feedback(shape),
             "sweep": sweep(shape),
         }
     if "awq" in recipe:
-        return runs | {MOMENTS: hessians(shape), CLIPPING: sweep(shape)}
+        return runs | {"second moments": hessians(shape), "clipping": sweep(shape)}
     return runs
 
 
 def seconds(parts: dict[str, int], rates: dict[str, float]) -> dict[str, float]:
-    """At the machine's rates: what is ``ROUGH`` in bfloat16 where that is faster, all else in float32."""
+    """At the machine's rates: factorisations in float32, all else in bfloat16 where that is faster."""
     fastest = max(rates.values())
-    return {name: ops / (fastest if name in ROUGH else rates["float32"]) for name, ops in parts.items()}
+    return {name: ops / (rates["float32"] if name == FACTORISATIONS else fastest) for name, ops in parts.items()}

@@ -12,8 +12,9 @@ from gs_core.products import rough
 from gs_schemas import QuantizationArgs
 
 SAMPLE_ROWS = 256
-PANEL = 256
-"""Rows of a matrix of second moments that are worked on at a time."""
+PANEL, WIDE_PANEL = 256, 2048
+"""Rows of a matrix of second moments that are worked on at a time, on a processor and elsewhere: what a few more
+products cost there is less than to start them."""
 TOKENS = 256
 """How many tokens a rough product sums up before its sum is rounded."""
 DIRECTIONS = 16
@@ -96,7 +97,7 @@ class SecondMoments(Accumulator):
     def _add(self, pieces: list[Array]) -> None:
         """The moments of each, to the lower triangle, panel by panel: half the products, none as large as the whole."""
         xp = namespace(self.total)
-        for a, b in numerics.panels(self.total.shape[0], PANEL):
+        for a, b in _panels(self.total):
             part = self.total[a:b, :b]  # by a name of its own: ``self.total[a:b, :b] +=`` would copy it onto itself
             for piece in pieces:
                 part += xp.permute_dims(piece[:, a:b], (1, 0)) @ piece[:, :b]
@@ -108,7 +109,7 @@ class SecondMoments(Accumulator):
 
     def rescale(self, scale: Array) -> bool:
         self._join()
-        for a, b in numerics.panels(scale.shape[0], PANEL):
+        for a, b in _panels(self.total):
             self.total[a:b, :] /= scale[a:b, None] * scale[None, :]
         return True
 
@@ -125,11 +126,15 @@ class SecondMoments(Accumulator):
         """The whole matrix, not a copy: what ``update`` left out is written into it."""
         self._join()
         xp = namespace(self.total)
-        for a, b in numerics.panels(self.total.shape[0], PANEL):
+        for a, b in _panels(self.total):
             corner = xp.tril(self.total[a:b, a:b])
             self.total[a:b, a:b] = corner + xp.permute_dims(xp.tril(corner, k=-1), (1, 0))
             self.total[a:b, b:] = xp.permute_dims(self.total[b:, a:b], (1, 0))
         return self.total
+
+
+def _panels(matrix: Array) -> list[tuple[int, int]]:
+    return numerics.panels(matrix.shape[0], PANEL if str(device(matrix)) == "cpu" else WIDE_PANEL)
 
 
 def _parts(x: Array) -> tuple[list[Array], list[Array]]:

@@ -1,4 +1,4 @@
-"""Where a device has fast products in bfloat16, Hessians and feedback are made of those: as long as that costs nothing."""
+"""Where a device has fast products in bfloat16, Hessians and feedback are made of those where it costs nothing."""
 
 import numpy as np
 import pytest
