@@ -9,8 +9,8 @@ from gs_compat.yaml_files import YamlFile
 @dataclass
 class GPTQQuantConfig(YamlFile):
     """GPTQ: ``block_size`` features between two matrix products of feedback; ``desc_act``: the largest activations
-    first; ``damp_percent``: added to the Hessian's diagonal, as a fraction of its mean; ``static_groups``: every scale
-    is chosen before the first feature is rounded.
+    first; ``damp_percent``: added to the Hessian's diagonal, as a fraction of its median (there: of its mean);
+    ``static_groups``: every scale is chosen before the first feature is rounded.
 
     Raises ``TypeError`` and ``ValueError``.
     """
