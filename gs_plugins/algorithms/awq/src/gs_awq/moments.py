@@ -1,8 +1,8 @@
 """What is known of a site's activations: enough to tell any layer's output error without running it."""
 
 from gs_core import Array, namespace
+from gs_core.moments import SecondMoments
 from gs_core.numerics import slices
-from gs_core.observers import SecondMoments
 from gs_core.products import rough
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from gs_core import Array, namespace
 from gs_core.arrays import astype, device
+from gs_core.moments import SecondMoments
 from gs_core.numerics import panels
-from gs_core.observers import SecondMoments
 from gs_core.products import rough
 
 SLICE = 512
