@@ -43,7 +43,7 @@ SCHEMES: dict[str, QuantizationScheme] = {scheme.name: scheme for scheme in (*_L
 _HADAMARD = {"hadamard": {"r4": True}}
 _FLATQUANT = {"flatquant": {"epochs": 5, "lac": True}}
 # The field has a name of its own for GPTQ with this option. At four bits its fitted targets want more damping.
-_GPTAQ = {"gptq": {"asymmetric": True, "sweeps": 4, "damping": 0.1}}
+_GPTAQ = {"gptq": {"asymmetric": True, "sweeps": 4, "damping": 0.05}}
 # The fewer the bits, the more there is to gain from looking again.
 _SWEEPS = {"gptq": {"sweeps": 4}}
 _FEW_GPTAQ = {"gptq": {"asymmetric": True, "sweeps": 4}}
