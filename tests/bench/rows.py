@@ -5,7 +5,7 @@ from typing import Any
 OURS = "ours"
 
 # Of ours: presets by their names, and what has none.
-GPTAQ = {"gptq": {"sweeps": 4, "asymmetric": True, "damping": 0.1}}
+GPTAQ = {"gptq": {"sweeps": 4, "asymmetric": True, "damping": 0.05}}
 HADAMARD = {"hadamard": {"r4": True}}
 SCHEMES_AND_ALGORITHMS: dict[str, dict[str, Any]] = {
     "w3a16-autoround": {"scheme": "W3A16", "algorithms": ["autoround"]},
