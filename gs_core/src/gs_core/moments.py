@@ -1,6 +1,6 @@
 """Second moments of a site's activations, which tell what any error in a weight costs."""
 
-from typing import Self
+from typing import ClassVar, Self
 
 from gs_core import numerics
 from gs_core.arrays import Array, device, namespace
@@ -25,6 +25,9 @@ class SecondMoments(Accumulator):
     exact: never use rough products (``gs_core.products``).
     """
 
+    careful: ClassVar[bool] = True
+    """Whether what rough products lose is kept small; without, they take a sixth less time."""
+
     total: Array = None
 
     def __init__(self, exact: bool = False):
@@ -36,7 +39,7 @@ class SecondMoments(Accumulator):
         xp, features = namespace(x), x.shape[1]
         if self.total is None:
             self.total = xp.zeros((features, features), dtype=x.dtype, device=device(x))
-        common, rest = ([], [x]) if self._exact else _parts(x)
+        common, rest = ([], [x]) if self._exact else _parts(x) if self.careful else ([], [rough(x)])
         self._add(rest)
         self._apart += common
         if len(self._apart) * DIRECTIONS >= TOKENS:

@@ -9,6 +9,8 @@ from gs_core.products import rough
 class Moments(SecondMoments):
     """Second moments, and the mean magnitude of each channel."""
 
+    careful = False  # candidates only have to be told apart
+
     def __init__(self) -> None:
         super().__init__()
         self._magnitude: Array = None
