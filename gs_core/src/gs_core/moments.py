@@ -1,6 +1,6 @@
 """Second moments of a site's activations, which tell what any error in a weight costs."""
 
-from typing import ClassVar, Self
+from typing import Self
 
 from gs_core import numerics
 from gs_core.arrays import Array, device, namespace
@@ -21,17 +21,11 @@ class SecondMoments(Accumulator):
     tr E (Σ x xᵀ) Eᵀ`` at the layer's output, so no activation has to be kept.
 
     Its ``result()`` is itself: the matrix can be larger than the weights, so there is never a second one.
-
-    exact: never use rough products (``gs_core.products``).
     """
-
-    careful: ClassVar[bool] = True
-    """Whether what rough products lose is kept small; without, they take a sixth less time."""
 
     total: Array = None
 
-    def __init__(self, exact: bool = False):
-        self._exact = exact
+    def __init__(self) -> None:
         self._apart: list[Array] = []
         """Few rows each, whose moments are still to be added."""
 
@@ -39,11 +33,32 @@ class SecondMoments(Accumulator):
         xp, features = namespace(x), x.shape[1]
         if self.total is None:
             self.total = xp.zeros((features, features), dtype=x.dtype, device=device(x))
-        common, rest = ([], [x]) if self._exact else _parts(x) if self.careful else ([], [rough(x)])
+        common, rest = self.parts(x)
         self._add(rest)
         self._apart += common
         if len(self._apart) * DIRECTIONS >= TOKENS:
             self._join()
+
+    def parts(self, x: Array) -> tuple[list[Array], list[Array]]:
+        """Few rows, and pieces of many, ``(n, features)`` each, whose second moments add up to those of ``x``
+        ``(tokens, features)``. For an algorithm to override that needs exact products, or less care than this.
+
+        They are ``x`` itself, unless products may be rough. A rough product is rounded to as few digits as its factors
+        have, so it should be small: what tokens have most in common is taken out, ``x = U Uᵀx + y`` with orthonormal
+        columns of U, and summed exactly, ``xᵀx = (Uᵀx)ᵀ(Uᵀx) + yᵀy``; of what is left, some tokens at a time,
+        roundings are as often up as down. U is found as in randomized factorisations (Halko et al.,
+        https://arxiv.org/abs/0909.4061), by products of all tokens with a few of them.
+        """
+        if rough(x[:1, :]).dtype == x.dtype or x.shape[0] <= DIRECTIONS:
+            return [], [x]
+        xp = namespace(x)
+        few = x[:: x.shape[0] // DIRECTIONS, :][:DIRECTIONS, :]
+        directions = xp.linalg.qr(x @ xp.permute_dims(few, (1, 0)))[0]
+        common = xp.permute_dims(directions, (1, 0)) @ x
+        directions = xp.linalg.qr(x @ xp.permute_dims(common, (1, 0)))[0]
+        common = xp.permute_dims(directions, (1, 0)) @ x
+        slices = numerics.panels(x.shape[0], TOKENS)
+        return [common], [rough(x[a:b, :] - directions[a:b, :] @ common) for a, b in slices]
 
     def _add(self, pieces: list[Array]) -> None:
         """The moments of each, to the lower triangle, panel by panel: half the products, none as large as the whole."""
@@ -86,25 +101,3 @@ class SecondMoments(Accumulator):
 
 def _panels(matrix: Array) -> list[tuple[int, int]]:
     return numerics.panels(matrix.shape[0], PANEL if str(device(matrix)) == "cpu" else WIDE_PANEL)
-
-
-def _parts(x: Array) -> tuple[list[Array], list[Array]]:
-    """Few rows, and pieces of many, ``(n, features)`` each, whose second moments add up to those of ``x`` ``(tokens,
-    features)``.
-
-    That is ``x`` itself, unless products may be rough. A rough product is rounded to as few digits as its factors
-    have, so it should be small: what tokens have most in common is taken out, ``x = U Uᵀx + y`` with orthonormal
-    columns of U, and summed exactly, ``xᵀx = (Uᵀx)ᵀ(Uᵀx) + yᵀy``; of what is left, some tokens at a time, roundings
-    are as often up as down. U is found as in randomized factorisations (Halko et al.,
-    https://arxiv.org/abs/0909.4061), by products of all tokens with a few of them.
-    """
-    if rough(x[:1, :]).dtype == x.dtype or x.shape[0] <= DIRECTIONS:
-        return [], [x]
-    xp = namespace(x)
-    few = x[:: x.shape[0] // DIRECTIONS, :][:DIRECTIONS, :]
-    directions = xp.linalg.qr(x @ xp.permute_dims(few, (1, 0)))[0]
-    common = xp.permute_dims(directions, (1, 0)) @ x
-    directions = xp.linalg.qr(x @ xp.permute_dims(common, (1, 0)))[0]
-    common = xp.permute_dims(directions, (1, 0)) @ x
-    slices = numerics.panels(x.shape[0], TOKENS)
-    return [common], [rough(x[a:b, :] - directions[a:b, :] @ common) for a, b in slices]

@@ -54,16 +54,16 @@ class _Search:
         rest = fractions[AT_ONCE:]
         if rest.shape[0] == 0:
             return
-        open = self._open(rest[0])
-        left = int(xp.count_nonzero(open))
+        still = self._open(rest[0])
+        left = int(xp.count_nonzero(still))
         if (
             2 * left > self.low.shape[0] * self.low.shape[1]
         ):  # to set them apart would cost as much as to go on with all
             self.descend(rest)
         elif left:
-            part = self._part(open)
+            part = self._part(still)
             part.descend(rest)
-            self.best[open], self.least[open] = part.best[:, 0], part.least[:, 0]
+            self.best[still], self.least[still] = part.best[:, 0], part.least[:, 0]
 
     def offer(self, fractions: Array) -> None:
         """``(fractions, rows, groups)``, or with one row and group for all of them."""

@@ -9,8 +9,6 @@ from gs_core.products import rough
 class Moments(SecondMoments):
     """Second moments, and the mean magnitude of each channel."""
 
-    careful = False  # candidates only have to be told apart
-
     def __init__(self) -> None:
         super().__init__()
         self._magnitude: Array = None
@@ -26,6 +24,9 @@ class Moments(SecondMoments):
             self._magnitude += xp.sum(xp.abs(x[rows, :]), axis=0)
         self._tokens += x.shape[0]
         self._mirrored = False
+
+    def parts(self, x: Array) -> tuple[list[Array], list[Array]]:
+        return [], [rough(x)]  # candidates only have to be told apart: a sixth less time
 
     def rescale(self, scale: Array) -> bool:
         self._magnitude /= scale

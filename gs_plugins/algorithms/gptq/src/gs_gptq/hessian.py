@@ -17,6 +17,8 @@ In bfloat16 each is then off by 3.4e-4 · REACH steps (root mean square), which 
 to what its rounding costs."""
 COLUMNS = 1024
 """Rows of a layer whose errors are in the dtype of rough products at a time."""
+SILENT = 1e-3
+"""What a feature that is always zero has for a second moment, relative to the median of the others."""
 PANEL = 256
 """Features in a panel of the factorisation: small enough for the cache, large enough for its products."""
 NEAR = 16
@@ -24,7 +26,17 @@ NEAR = 16
 
 
 class Hessian(SecondMoments):
-    """Second moments of a site's activations. ``take()`` hands the matrix over, to be overwritten."""
+    """Second moments of a site's activations. ``take()`` hands the matrix over, to be overwritten.
+
+    exact: no product of it may be rough (``gs_core.products``).
+    """
+
+    def __init__(self, exact: bool = False):
+        super().__init__()
+        self._exact = exact
+
+    def parts(self, x: Array) -> tuple[list[Array], list[Array]]:
+        return ([], [x]) if self._exact else super().parts(x)
 
     def take(self) -> Array:
         total, self.total = self.mirror(), None
@@ -64,8 +76,8 @@ def factor(hessian: Array, damping: float) -> Factors:
     """Factorise ``hessian``, which is overwritten: it can be larger than the layers' weights.
 
     ``damping`` times the median of the diagonal is added to it, ten times more each time the factorisation fails or
-    is not finite, up to the mean. Features that were always zero have no part in the median and get a diagonal of one:
-    they neither give nor take feedback.
+    is not finite, up to the mean. Features that were always zero have no part in the median and neither give nor take
+    feedback; on the diagonal they get next to nothing (``SILENT``), for it is also what scales are weighed by.
     Raises ``ValueError`` when no damping makes it positive.
     """
     xp = namespace(hessian)
@@ -76,7 +88,7 @@ def factor(hessian: Array, damping: float) -> Factors:
     edges = panels(hessian.shape[0], PANEL)
     corners = [hessian[a:b, a:b] + 0.0 for a, b in edges]
     while damping * middle <= most < float("inf"):
-        damped = xp.where(diagonal > 0, diagonal + damping * middle, xp.ones_like(diagonal))
+        damped = xp.where(diagonal > 0, diagonal, SILENT * middle * xp.ones_like(diagonal)) + damping * middle
         on_diagonal[:] = damped
         if _cholesky(hessian):
             root = on_diagonal + 0.0
