@@ -17,8 +17,8 @@ def random_scale(fold) -> ChannelScale:
 
 
 def state(block) -> dict[str, bytes]:
-    """Every tensor that the block would write, and every parameter that it computes with."""
-    found = {name: to_raw(value).data.tobytes() for name, value in block.parameters.items()}
+    """Every tensor that the block would write, and the numbers of every parameter that it computes with."""
+    found = {name: to_raw(value.float()).data.tobytes() for name, value in block.parameters.items()}
     for name, tensor in block.rest(()):
         found[f"written {name}"] = bytes(
             b"".join(bytes(piece) for piece in tensor.chunks()) if hasattr(tensor, "chunks") else tensor.data.tobytes()

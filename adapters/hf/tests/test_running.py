@@ -71,6 +71,28 @@ def test_products_are_in_the_stored_dtype_while_they_need_not_be_exact(saved, op
     assert torch.equal(hidden(), exact)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_matrix_stays_as_it_is_stored_until_something_is_written_into_it(saved, opened, tokens, monkeypatch, family):
+    """That of a linear layer: what the numbers are, and what is computed from them, stays the same to the bit."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    block = opened(saved(family, "bfloat16")).block(0, (tokens, None))
+    narrow = {name for name, value in block.parameters.items() if value.dtype == torch.bfloat16}
+    assert narrow and all(block.parameters[name].ndim == 2 for name in narrow)
+    with block.computing(exact=False):
+        before = block.run(tokens, None, lambda site, x: None)["hidden"]
+        layer = next(n for n in block.layers if block.model.found.places[n][0].parameter in narrow)
+        parameter, weight = block.model.found.places[layer][0].parameter, block.layers[layer].weight()
+        block.layers[layer].set_weight(weight)
+        assert block.parameters[parameter].dtype == torch.float32
+        assert {name for name, value in block.parameters.items() if value.dtype == torch.bfloat16} == narrow - {
+            parameter
+        }
+        assert torch.equal(block.layers[layer].weight(), weight)
+        assert torch.equal(block.run(tokens, None, lambda site, x: None)["hidden"], before)
+        block.layers[layer].set_weight(weight * (1 + 2**-12))  # which bfloat16 could not say
+    assert torch.equal(block.layers[layer].weight(), weight * (1 + 2**-12))
+
+
 @pytest.mark.parametrize(("dtype", "native"), [("float16", True), ("float32", True), ("bfloat16", False)])
 def test_products_stay_in_float32_where_the_stored_dtype_is_not_faster(
     saved, opened, tokens, monkeypatch, dtype, native

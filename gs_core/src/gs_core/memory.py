@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-LARGE = 24 * 2**20
+LARGE = 64 * 2**20
 """Arrays of this many bytes get memory of their own, which returns to the system with them. The slices that numerics
 work on are smaller, and what products are prepared in is: fresh memory for each would cost as much as the arithmetic,
 or more."""

@@ -1,4 +1,8 @@
-"""One decoder block: its weights in float32, run under observation, rewritten, and handed back."""
+"""One decoder block: its weights, run under observation, rewritten, and handed back.
+
+Parameters are float32, but for the matrices of linear layers where their own dtype is the one that products are
+computed in: those stay as they are stored until something is written into them.
+"""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -16,7 +20,7 @@ from gs_hf.caches import OnCache, listening
 from gs_hf.folding import find_folds
 from gs_hf.naming import Place, layer_name
 from gs_hf.running import fast_dtype, take_up
-from gs_hf.watch import OnUse, Use, Watch, identity
+from gs_hf.watch import OnUse, Use, Watch, identity, unwatched
 
 if TYPE_CHECKING:
     from gs_hf.model import HFModel
@@ -43,8 +47,8 @@ class HFLayer(Layer):
     def set_weight(self, weight: torch.Tensor) -> None:
         start = 0
         for place in self._places:
-            part = self._block.parameter_piece(place)
-            if part is not None:
+            if place.parameter in self._block.parameters:
+                part = place.of(self._block.parameter(place.parameter))
                 part.copy_(weight[start : start + part.shape[0]])
                 start += part.shape[0]
 
@@ -55,7 +59,9 @@ class HFBlock(WritableBlock):
     def __init__(self, model: "HFModel", index: int, probe: Batch | None):
         self.model, self.index, self.name = model, index, model.blocks[index] or model.name
         self.prefix = f"{model.blocks[index]}." if model.blocks[index] else ""
-        self.parameters: dict[str, torch.Tensor] = model.weights.load(self.prefix) if probe is not None else {}
+        self.parameters: dict[str, torch.Tensor] = {}
+        if probe is not None:
+            self.parameters = model.weights.load(self.prefix, as_stored=self._narrow())
         self._probe = probe
         self.changed: set[str] = set()
         self.norms: dict[str, Norm] = {}
@@ -77,12 +83,26 @@ class HFBlock(WritableBlock):
         residual.enter(self, self._probe)
 
     def piece(self, place: Place) -> torch.Tensor:
-        part = self.parameter_piece(place)
-        return self.model.weights.read(place) if part is None else part
+        """To be read: a view of the loaded parameter, or the checkpoint's when the block was opened without weights."""
+        loaded = self.parameters.get(place.parameter)
+        return self.model.weights.read(place) if loaded is None else place.of(loaded)
 
-    def parameter_piece(self, place: Place) -> torch.Tensor | None:
-        """The view of the loaded parameter, or None when the block was opened without weights."""
-        return place.of(self.parameters[place.parameter]) if place.parameter in self.parameters else None
+    def _narrow(self) -> set[str]:
+        """Parameters that nothing but products reads, which are computed in the dtype that these are stored in."""
+        if self._dtype() == torch.float32:
+            return set()
+        mine = [
+            place
+            for info in self.model.layers
+            if info.block == self.index
+            for place in self.model.found.places[info.name]
+        ]
+        return {place.parameter for place in mine if self._is_linear(place.parameter)}
+
+    def _is_linear(self, parameter: str) -> bool:
+        """Whether the parameter is what ``torch.nn.Linear`` multiplies by; other modules may look at its dtype."""
+        owner = self.model.module.get_submodule(parameter.rpartition(".")[0])
+        return type(owner).forward is torch.nn.Linear.forward
 
     # --- running ---------------------------------------------------------------------------------------------
 
@@ -113,10 +133,9 @@ class HFBlock(WritableBlock):
     ) -> dict[str, torch.Tensor]:
         runner = self.model.runner
         assert runner is not None, "the block was opened without weights"
-        if on_use is None:
-            return runner.block(self.index, tokens, previous, gradient=gradient)
         cache = None if on_cache is None else listening(self.model.module, on_cache)
-        with Watch(self.parameters, on_use, torch.float32 if gradient or self.exact else self._dtype()):
+        exact = on_use is None or gradient or self.exact
+        with Watch(self.parameters, on_use or unwatched, torch.float32 if exact else self._dtype()):
             return runner.block(self.index, tokens, previous, cache, gradient)
 
     def _listener(self, on_site: OnSite | None, weights: Mapping[str, torch.Tensor]) -> OnUse:
@@ -180,6 +199,8 @@ class HFBlock(WritableBlock):
         return () if self._probe is None else find_folds(self, self._probe)
 
     def parameter(self, name: str) -> torch.Tensor:
+        if self.parameters[name].dtype != torch.float32:
+            self.parameters[name] = self.model.weights.widen(name, self.parameters[name])
         return self.parameters[name]
 
     def producing(self, layer: str, keep: Keep) -> tuple[torch.Tensor, torch.Tensor | None]:

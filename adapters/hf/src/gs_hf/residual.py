@@ -99,7 +99,7 @@ class Residual:
         return lambda rows: self.rotation.apply(rows * norm)
 
     def _rotate_rows(self, block: "HFBlock", parameter: str) -> None:
-        value = block.parameters[parameter]
+        value = block.parameter(parameter)
         rows = value if parameter in self.model.found.transposed else value.transpose(-1, -2)
         for matrix in rows if rows.ndim > 2 else [rows]:
             for start in range(0, matrix.shape[0], max(1, SLICE // matrix.shape[1])):

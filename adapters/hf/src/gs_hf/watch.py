@@ -62,12 +62,15 @@ class Watch(TorchFunctionMode):
         def compute(y: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
             operand = weight if other is None else other if as_linear else other.T
             again, others = rebuild(y, operand)
-            if self._dtype == y.dtype:
-                return func(*again, **others)
             again = tuple(_cast(operand, self._dtype) for operand in again)
             return func(*again, **{k: _cast(v, self._dtype) for k, v in others.items()}).to(y.dtype)
 
         return self._on_use(use, x, compute, weight)
+
+
+def unwatched(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
+    """An ``OnUse`` that leaves everything as it is."""
+    return compute(x)
 
 
 def _cast(operand: Any, dtype: torch.dtype) -> Any:

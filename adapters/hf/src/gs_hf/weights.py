@@ -1,5 +1,6 @@
-"""Putting weights into the module, and taking them out: only what is needed, in float32."""
+"""Putting weights into the module, and taking them out: only what is needed."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -32,29 +33,41 @@ class Weights:
         first, *others = opaque.converter.target_patterns
         return [opaque.target, *(opaque.target.replace(first, other) for other in others)]
 
-    def load(self, prefix: str = "", among: set[str] | None = None) -> dict[str, torch.Tensor]:
-        """Materialise every parameter and persistent buffer under ``prefix`` (or just ``among``); return them."""
+    def load(
+        self, prefix: str = "", among: set[str] | None = None, as_stored: Collection[str] = ()
+    ) -> dict[str, torch.Tensor]:
+        """Materialise every parameter and persistent buffer under ``prefix`` (or just ``among``); return them.
+
+        Floats are in float32, but for those of ``as_stored`` that are a tensor of the checkpoint and not put together.
+        """
         wanted = [n for n in self._names() if n.startswith(prefix) and (among is None or n in among)]
         loaded = {}
         for name in wanted:
-            value = self.value(name)
+            value = self.value(name, name in as_stored)
             if value is not None:
                 self._put(name, value)
                 loaded[name] = value
         return loaded
 
+    def widen(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Put a float32 copy of a loaded parameter's value in its place, to be written into."""
+        wide = value.float()
+        self._put(name, wide)
+        return wide
+
     def _names(self) -> list[str]:
         buffers = [n for n, _ in self.module.named_buffers() if n in self.naming.by_parameter]
         return [n for n, _ in self.module.named_parameters(remove_duplicate=False)] + buffers
 
-    def value(self, name: str) -> torch.Tensor | None:
-        """The parameter's value, floats in float32; None when the checkpoint does not have it."""
+    def value(self, name: str, as_stored: bool = False) -> torch.Tensor | None:
+        """The parameter's value (``load`` says in which dtype); None when the checkpoint does not have it."""
         name = name if name in self.naming.by_parameter else self.tied.get(name, name)
         places = self.naming.by_parameter.get(name)
         if not places:
             return self._opaque_value(name)
         if len(places) == 1 and places[0].rows is None and places[0].expert is None:
-            return _wide(self.read(places[0]).to(self.device))
+            value = self.read(places[0]).to(self.device)
+            return value if as_stored else _wide(value)
         shape = self.module.get_parameter(name).shape
         value = torch.empty(shape, dtype=torch.float32, device=self.device)
         for place in places:
