@@ -77,6 +77,14 @@ def astype(x: Array, name: str) -> Array:
     return xp.astype(x, getattr(xp, name))
 
 
+def transposed(x: Array, dtype: str = "float32") -> Array:
+    """A copy of the transpose, laid out row by row: frameworks keep the old layout where they may."""
+    xp = namespace(x)
+    rows = xp.empty((x.shape[1], x.shape[0]), dtype=getattr(xp, dtype), device=device(x))
+    rows[:, :] = xp.permute_dims(x, (1, 0))
+    return rows
+
+
 def round_in_place(x: Array) -> Array:
     """``x`` rounded half to even, in its own memory where its library can: fresh memory costs more than the rounding,
     and what wraps a library's functions costs more than a row does."""

@@ -3,7 +3,7 @@
 from typing import Self
 
 from gs_core import numerics
-from gs_core.arrays import Array, device, namespace
+from gs_core.arrays import Array, device, namespace, transposed
 from gs_core.interfaces import Accumulator
 from gs_core.products import rough
 
@@ -95,7 +95,7 @@ class SecondMoments(Accumulator):
         for a, b in _panels(self.total):
             corner = xp.tril(self.total[a:b, a:b])
             self.total[a:b, a:b] = corner + xp.permute_dims(xp.tril(corner, k=-1), (1, 0))
-            self.total[a:b, b:] = xp.permute_dims(self.total[b:, a:b], (1, 0))
+            self.total[a:b, b:] = transposed(self.total[b:, a:b] + 0.0)  # of a copy: what lies apart is turned slowly
         return self.total
 
 

@@ -48,12 +48,13 @@ def encode(x: Array, scale: Array, zero_point: Array | None, args: QuantizationA
 
 def nearest_codes(steps: Array, zero_point: Array | None, args: QuantizationArgs) -> Array:
     """Codes of numbers that are multiples of their scales already; ``steps`` is used up."""
-    if args.number.kind == "float":
-        return nearest(steps, args.number)
+    number = args.number
+    if number.kind == "float":
+        return nearest(steps, number)
     codes = round_in_place(steps)
     if zero_point is not None:
         codes += zero_point
-    return clip_in_place(codes, args.number.minimum, args.number.maximum)
+    return clip_in_place(codes, number.minimum, number.maximum)
 
 
 def decode(codes: Array, scale: Array, zero_point: Array | None) -> Array:

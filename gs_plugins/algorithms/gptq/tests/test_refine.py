@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gs_core import QuantizationArgs, numerics
+from gs_core.arrays import transposed
 from gs_gptq import factor, solve
-from gs_gptq.grid import Grid, transposed
+from gs_gptq.grid import Grid
 
 FEATURES, GROUP = 24, 8
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from gs_core import QuantizationArgs, numerics
+from gs_core.arrays import transposed
 from gs_gptq import factor, solve
-from gs_gptq.grid import Grid, transposed
+from gs_gptq.grid import Grid
 
 ROWS, FEATURES, GROUP = 12, 48, 16
 # A number this close to the middle between two codes could go either way in float32. None of the problems has one.

@@ -1,7 +1,7 @@
 """Scales and zero points as the solver uses them."""
 
 from gs_core import Array, namespace, numerics
-from gs_core.arrays import astype, device, dtype_name
+from gs_core.arrays import astype, dtype_name, transposed
 from gs_schemas import QuantizationArgs
 
 
@@ -16,6 +16,8 @@ class Grid:
         self.code_dtype = numerics.code_dtype(args)
         self.scale = transposed(scale)
         self.zero_point = None if zero_point is None else transposed(zero_point)
+        self._scales = namespace(self.scale).unstack(self.scale)
+        self._zero_points = None if self.zero_point is None else namespace(self.scale).unstack(self.zero_point)
 
     def set(self, group: int, scale: Array, zero_point: Array | None) -> None:
         """Replace one group's, ``(rows, 1)`` each."""
@@ -25,8 +27,8 @@ class Grid:
 
     def round(self, x: Array, group: int) -> tuple[Array, Array]:
         """Codes of one feature ``(rows,)``, and what they stand for."""
-        scale = self.scale[group, :]
-        zero_point = None if self.zero_point is None else self.zero_point[group, :]
+        scale = self._scales[group]
+        zero_point = None if self._zero_points is None else self._zero_points[group]
         codes = numerics.encode(x, scale, zero_point, self.args)
         return codes, numerics.decode(codes, scale, zero_point)
 
@@ -46,11 +48,3 @@ class Grid:
         if self.zero_point is None:
             return scale, None
         return scale, astype(xp.permute_dims(self.zero_point, (1, 0)), self.code_dtype)
-
-
-def transposed(x: Array, dtype: str = "float32") -> Array:
-    """A copy of the transpose, laid out row by row: frameworks keep the old layout where they may."""
-    xp = namespace(x)
-    rows = xp.empty((x.shape[1], x.shape[0]), dtype=getattr(xp, dtype), device=device(x))
-    rows[:, :] = xp.permute_dims(x, (1, 0))
-    return rows

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gs_core import Array, namespace
-from gs_core.arrays import astype, device
+from gs_core.arrays import device
 from gs_core.moments import SecondMoments
 from gs_core.numerics import panels
 from gs_core.products import rough
@@ -19,8 +19,9 @@ COLUMNS = 1024
 """Rows of a layer whose errors are in the dtype of rough products at a time."""
 SILENT = 1e-3
 """What a feature that is always zero has for a second moment, relative to the median of the others."""
-PANEL = 256
-"""Features in a panel of the factorisation: small enough for the cache, large enough for its products."""
+PANEL, TALL = 128, 2048
+"""Features in a panel of the factorisation, and rows of it that are worked on at a time: small enough for the cache,
+large enough for products."""
 NEAR = 16
 """Features whose errors reach each other one by one; what is further off is reached by products (``halved``)."""
 
@@ -134,7 +135,7 @@ def _cholesky(matrix: Array) -> bool:
 
 
 def _slices(start: int, stop: int) -> list[slice]:
-    return [slice(start + a, start + b) for a, b in panels(stop - start, SLICE)]
+    return [slice(start + a, start + b) for a, b in panels(stop - start, TALL)]
 
 
 def received(shares: Array, errors: Array, own: Array) -> Array:
@@ -148,7 +149,7 @@ def received(shares: Array, errors: Array, own: Array) -> Array:
         return shares @ errors
     found = xp.empty((shares.shape[0], errors.shape[1]), dtype=xp.float32, device=device(shares))
     for a, b in panels(errors.shape[1], COLUMNS):
-        found[:, a:b] = astype(factor @ rough(errors[:, a:b]), "float32")
+        found[:, a:b] = factor @ rough(errors[:, a:b])
     return found
 
 

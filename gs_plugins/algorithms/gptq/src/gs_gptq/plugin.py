@@ -22,11 +22,11 @@ from gs_core import (
     namespace,
     numerics,
 )
-from gs_core.arrays import astype, device
+from gs_core.arrays import astype, device, transposed
 from gs_core.numerics import panels
 from gs_core.products import rough_products
 from gs_gptq.asymmetric import Arrivals, Prefix
-from gs_gptq.grid import Grid, transposed
+from gs_gptq.grid import Grid
 from gs_gptq.hessian import SLICE, Factors, Hessian, factor
 from gs_gptq.scales import weight_params
 from gs_gptq.solver import solve
@@ -44,7 +44,7 @@ class Options(Strict):
     act_order: take the features with the largest activations first, while there is the most left to compensate.
     static_groups: choose every scale before the first feature is rounded, in the order the features are stored in;
         without it scales follow the feedback, and with ``act_order`` groups are no longer neighbours.
-    damping: what is added to the Hessian's diagonal, relative to its mean.
+    damping: what is added to the Hessian's diagonal, relative to its median.
     block_size: features that receive the feedback of all before them in one product, which is held for so many.
     observer: how scales are chosen: the scheme's own, or ``hessian``: the clipping that costs the least output
         error, each feature weighed by its conditional variance.
@@ -191,7 +191,7 @@ class GPTQ(Algorithm):
 
         rest = xp.empty((features, weight.shape[0]), dtype=weight.dtype, device=device(weight))
         for a, b in panels(weight.shape[0], SLICE):
-            rest[:, a:b] = xp.permute_dims(xp.take(weight[a:b, :], site.order, axis=1), (1, 0))
+            rest[:, a:b] = xp.take(transposed(weight[a:b, :]), site.order, axis=0)
         del weight
         free = None if static else choose
         codes = solve(rest, site.factors, groups, grid, self.options.block_size, free, self.options.sweeps)

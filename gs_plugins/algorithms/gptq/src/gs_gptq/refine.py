@@ -5,6 +5,7 @@ is a parabola in one feature's error and in one group's scale, so no step makes 
 codes, as in QuantEase (Behdin et al., https://arxiv.org/abs/2309.01885), started from GPTQ's.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,16 +61,17 @@ class _Sweep:
     def through(self, blocks: Sequence[Sequence[int]]) -> None:
         """One block after another; what changes in one is added to the gradient of those after it."""
         xp, place = namespace(self.codes), device(self.codes)
-        members = xp.asarray([feature for block in blocks for feature in block], device=place)
+        members = [feature for block in blocks for feature in block]
         hessian = _rows(self.factors, members)
-        gradient = received(hessian, self.errors, xp.take(self.factors.diagonal, members, axis=0))
+        own = xp.take(self.factors.diagonal, xp.asarray(members, device=place), axis=0)
+        gradient = received(hessian, self.errors, own)
         start = 0
         for block in blocks:
             stop = start + len(block)
             columns = xp.take(hessian[start:, :], xp.asarray(block, device=place), axis=1)
             change = self._block(block, columns[: len(block), :], gradient[start:stop, :])
             later = gradient[stop:, :]
-            later += columns[len(block) :, :] @ change
+            later += received(columns[len(block) :, :], change, own[stop:])
             start = stop
 
     def _block(self, block: Sequence[int], hessian: Array, gradient: Array) -> Array:
@@ -86,22 +88,26 @@ class _Sweep:
         diagonal = xp.linalg.diagonal(hessian)[:, None]
         before, pull = steps * grid.scale[group, :], hessian / diagonal
         wanted = before + gradient / diagonal
-        moved, found = xp.empty_like(wanted), xp.empty_like(wanted)
+        moved, found = xp.empty_like(wanted), []
+        held, sought, moves = xp.unstack(before), xp.unstack(wanted), xp.unstack(moved)
+        pulls = xp.unstack(pull[:, :, None], axis=1)
         for start, middle, stop in halved(len(block)):
             if middle < stop:
                 later = wanted[middle:stop, :]
                 later += pull[middle:stop, start:middle] @ moved[start:middle, :]
                 continue
             for i in range(start, stop):
-                found[i, :], after = grid.round(wanted[i, :], group)
-                moved[i, :] = before[i, :] - after
+                codes, after = grid.round(sought[i], group)
+                found.append(codes)
+                moves[i][:] = held[i] - after
                 later = wanted[i + 1 : stop, :]
-                later += pull[i + 1 : stop, i, None] * moved[i, :]
+                later += pulls[i][i + 1 : stop, :] * moves[i]
         change += moved
-        found = astype(found, grid.code_dtype)
-        for i, feature in enumerate(block):
-            self.errors[feature, :] += change[i, :]
-            self.codes[feature, :] = found[i, :]
+        found = astype(xp.stack(found), grid.code_dtype)
+        for feature, added, codes in zip(block, xp.unstack(change), xp.unstack(found), strict=True):
+            error = self.errors[feature, :]
+            error += added
+            self.codes[feature, :] = codes
         return change
 
 
@@ -121,13 +127,17 @@ def _refit(steps: Array, corner: Array, gradient: Array, grid: Grid, group: int)
     return change, pulled
 
 
-def _rows(factors: Factors, members: Array) -> Array:
+def _rows(factors: Factors, members: Sequence[int]) -> Array:
     """Whole rows of the Hessian, ``(members, features)``, of which only what is above the diagonal is kept."""
-    xp = namespace(members)
-    rows, own = xp.take(factors.matrix, members, axis=0), members[:, None]
+    xp, place, inside = namespace(factors.matrix), device(factors.matrix), sorted(members)
+    at = xp.asarray(inside, device=place)
+    rows = xp.take(factors.matrix, at, axis=0)
     for a, b in panels(rows.shape[1], PANEL):  # what a few panels need stays in the cache
-        feature = xp.arange(a, b, device=device(members))[None, :]
-        column = xp.permute_dims(xp.take(factors.matrix[a:b, :], members, axis=1), (1, 0))
-        column = xp.where(feature == own, factors.diagonal[None, a:b], column)
-        rows[:, a:b] = xp.where(feature > own, rows[:, a:b], column)
-    return rows
+        first, last = bisect_left(inside, a), bisect_left(inside, b)
+        columns = xp.permute_dims(xp.take(factors.matrix[a:b, :], at[first:], axis=1), (1, 0))
+        feature, own = xp.arange(a, b, device=place)[None, :], at[first:last, None]
+        corner = xp.where(feature > own, rows[first:last, a:b], columns[: last - first, :])
+        rows[first:last, a:b] = xp.where(feature == own, factors.diagonal[None, a:b], corner)
+        rows[last:, a:b] = columns[last - first :, :]
+    number = {feature: row for row, feature in enumerate(inside)}
+    return xp.take(rows, xp.asarray([number[feature] for feature in members], device=place), axis=0)

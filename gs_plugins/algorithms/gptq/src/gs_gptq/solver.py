@@ -51,7 +51,8 @@ def solve(
                 problem.take(first, last, fed[first - start : last - start, :])
             else:
                 part = fed[first - start : middle - start, :]
-                part += xp.permute_dims(feedback[middle:last, first:middle], (1, 0)) @ rest[middle:last, :]
+                shares = xp.permute_dims(feedback[middle:last, first:middle], (1, 0))
+                part += received(shares, rest[middle:last, :], xp.ones_like(factors.variance[first:middle]))
     for _ in range(sweeps):
         refine(codes, rest, factors, groups, grid)
     return xp.permute_dims(codes, (1, 0))
@@ -70,15 +71,18 @@ class _Problem:
 
     def take(self, start: int, stop: int, fed: Array) -> None:
         """A few features, from ``stop`` down to ``start``; fed: what those from ``stop`` on add to them, used up."""
-        found = namespace(fed).empty_like(fed)
-        for i in reversed(range(start, stop)):
+        xp, found = namespace(fed), []
+        errors, arrived = xp.unstack(self.rest[start:stop, :]), xp.unstack(fed)
+        shares = xp.unstack(self.feedback[start:stop, start:stop, None])
+        for i in reversed(range(stop - start)):
             if self.choose is not None:
-                self._set_grid(i, self.choose)
-            error, earlier = self.rest[i, :], fed[: i - start, :]
-            found[i - start, :], rounded = self.grid.round(error + fed[i - start, :], self.groups[i])
+                self._set_grid(start + i, self.choose)
+            error, earlier = errors[i], fed[:i, :]
+            codes, rounded = self.grid.round(error + arrived[i], self.groups[start + i])
+            found.append(codes)
             error -= rounded
-            earlier += self.feedback[i, start:i, None] * error
-        self.codes[start:stop, :] = astype(found, self.grid.code_dtype)
+            earlier += shares[i][:i, :] * error
+        self.codes[start:stop, :] = astype(xp.stack(found[::-1]), self.grid.code_dtype)
 
     def _set_grid(self, last: int, choose: Choose) -> None:
         """That of the group whose features end here, where one does: as those behind it have left it."""
