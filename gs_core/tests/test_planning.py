@@ -93,7 +93,7 @@ def test_who_made_what_is_on_record(toy):
 
 
 def test_no_weight_is_read(toy, monkeypatch):
-    monkeypatch.setattr(StoredTensor, "chunks", lambda tensor: pytest.fail(f"{tensor.name} was read"))
+    monkeypatch.setattr(StoredTensor, "opened", lambda tensor: pytest.fail(f"{tensor.name} was read"))
     assert plan(toy, algorithms=["level", "round"]).rows
 
 

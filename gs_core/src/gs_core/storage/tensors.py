@@ -3,7 +3,9 @@
 import math
 import mmap
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -27,27 +29,39 @@ class StoredTensor:
 
     def chunks(self) -> Iterator[memoryview]:
         """The bytes in pieces of ``CHUNK``. Raises ``CheckpointError`` when the file ends early or cannot be read."""
+        with self.opened() as file:
+            for start in range(0, self.nbytes, CHUNK):
+                piece = memoryview(bytearray(min(CHUNK, self.nbytes - start)))
+                self._fill(piece, file)
+                yield piece
+
+    def read(self) -> RawTensor:
+        """The whole tensor in memory of its own; raises as ``chunks``."""
+        data = np.empty(self.nbytes, np.uint8)
+        self.read_into(data.data)
+        return RawTensor(self.dtype, self.shape, data)
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Its bytes, into as many of a buffer."""
+        with self.opened() as file:
+            self._fill(buffer, file)
+
+    @contextmanager
+    def opened(self) -> Iterator[FileIO]:
+        """The file, where the bytes begin: whatever reads them goes through here."""
         try:
             with open(self.path, "rb", buffering=0) as file:
                 file.seek(self.offset)
-                left = self.nbytes
-                while left:
-                    piece = file.read(min(CHUNK, left))
-                    if not piece:
-                        raise CheckpointError(f"{self.path}: ended while reading '{self.name}'; copy the file again")
-                    left -= len(piece)
-                    yield memoryview(piece)
+                yield file
         except OSError as error:
             raise CheckpointError(f"{self.path}: {error.strerror or error}") from None
 
-    def read(self) -> RawTensor:
-        """The whole tensor in memory of its own."""
-        data = np.empty(self.nbytes, np.uint8)
-        filled = 0
-        for piece in self.chunks():
-            data[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
-            filled += len(piece)
-        return RawTensor(self.dtype, self.shape, data)
+    def _fill(self, buffer: memoryview, file: FileIO) -> None:
+        while buffer:
+            got = file.readinto(buffer)
+            if not got:
+                raise CheckpointError(f"{self.path}: ended while reading '{self.name}'; copy the file again")
+            buffer = buffer[got:]
 
     def map(self) -> RawTensor:
         """The tensor where it lies in the file, private: only rows that are looked at come into memory (``let_go``)."""
@@ -72,6 +86,11 @@ class SplitTensor(StoredTensor):
     def chunks(self) -> Iterator[memoryview]:
         for part in self.parts:
             yield from part.chunks()
+
+    def read_into(self, buffer: memoryview) -> None:
+        for part in self.parts:
+            part.read_into(buffer[: part.nbytes])
+            buffer = buffer[part.nbytes :]
 
     def map(self) -> RawTensor:
         return self.read()

@@ -40,7 +40,7 @@ class AdapterSuite(LiveModelSuite):
             raise AssertionError(f"'{tensor.name}' was read")
 
         source, adapter, _ = case
-        monkeypatch.setattr(StoredTensor, "chunks", refuse)
+        monkeypatch.setattr(StoredTensor, "opened", refuse)
         model = adapter.open(source, self.device)
         assert model.layers
         assert model.blocks

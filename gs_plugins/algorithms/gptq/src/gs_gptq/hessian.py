@@ -142,10 +142,8 @@ def received(shares: Array, errors: Array, own: Array) -> Array:
     """``shares @ errors``, float32 ``(members, rows)``: what features receive from the errors ``(features, rows)`` of
     others, by ``shares`` ``(members, features)``; ``own``: the share that each has for itself, ``(members,)``. Beside a
     channel of huge activations others reach far, and the product is exact."""
-    xp = namespace(shares)
-    reach = xp.linalg.vector_norm(shares, axis=1) / own
-    factor = rough(shares) if bool(xp.mean(reach * reach) <= REACH**2) else shares
-    if factor is shares:
+    xp, factor = namespace(shares), rough(shares)
+    if factor is shares or bool(xp.mean((xp.linalg.vector_norm(shares, axis=1) / own) ** 2) > REACH**2):
         return shares @ errors
     found = xp.empty((shares.shape[0], errors.shape[1]), dtype=xp.float32, device=device(shares))
     for a, b in panels(errors.shape[1], COLUMNS):
