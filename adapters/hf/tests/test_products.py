@@ -8,9 +8,8 @@ from gs_hf.products import fast_products
 
 
 @pytest.fixture(autouse=True)
-def highest(monkeypatch):
-    """What torch begins with, on a processor that is not Intel's."""
-    monkeypatch.setattr(products, "_intel", lambda: False)
+def highest():
+    """What torch begins with."""
     torch.set_float32_matmul_precision("highest")
     yield
     torch.set_float32_matmul_precision("highest")
@@ -48,12 +47,6 @@ def test_what_a_user_chose_and_other_devices_are_left_alone(device, precision):
     with fast_products(device):
         assert torch.get_float32_matmul_precision() == precision
     assert torch.get_float32_matmul_precision() == precision
-
-
-def test_intels_processors_keep_intels_library(monkeypatch):
-    monkeypatch.setattr(products, "_intel", lambda: True)
-    with fast_products("cpu"):
-        assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_a_precision_chosen_for_one_library_is_left_alone():

@@ -38,9 +38,6 @@ from gs_core.streams import FLOAT, Arriving, Returned
 from gs_core.watching import Watch
 
 SHARD_BYTES = 5 * 10**9
-NEEDY = ("load", "observe", "propagate")
-"""Stages in which large arrays come: what earlier ones left free goes back to the system first, for it lies in pieces.
-The others do with those pieces; memory that comes fresh from the system costs more than many a product."""
 
 Progress = Callable[[str, int, int], None]
 """Told the stage, the index of the block it works on, and how many there are."""
@@ -106,8 +103,7 @@ class _Line:
         self._float_stream = plan.needs_float_stream and bool(batches)
 
     def _stage(self, name: str) -> None:
-        if name in NEEDY:
-            memory.release()
+        memory.release()
         self._progress(name, self.index, len(self.plan.model.blocks))
 
     def _data(self, stream: str = "") -> Sequence[Batch]:

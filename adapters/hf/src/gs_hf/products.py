@@ -1,15 +1,12 @@
 """Which library multiplies float32 matrices on a processor.
 
-torch asks MKL, which is the fastest on Intel's processors, but reaches half the speed of oneDNN on AMD's with AVX-512.
-It asks oneDNN where less than float32 will do; but what oneDNN then loses depends on the processor: without AMX it has
-nothing faster than exact float32 products, and makes those. So it is tried, and used where nothing is lost.
+torch asks MKL, which reaches half the speed of oneDNN on AMD's processors with AVX-512. It asks oneDNN where less than
+float32 will do; but what oneDNN then loses depends on the processor: without AMX it has nothing faster than exact
+float32 products, and makes those. So it is tried, and used where nothing is lost.
 """
 
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 
 import torch
 
@@ -21,7 +18,7 @@ SIZES = (16, 256)
 @contextmanager
 def fast_products(device: str) -> Iterator[None]:
     """For a while, the fastest exact products. Somebody who has asked torch for a precision keeps it."""
-    before = None if device != "cpu" or _intel() else _precision()
+    before = None if device != "cpu" or torch.cpu._is_amx_tile_supported() else _precision()
     if before != "highest":
         yield
         return
@@ -32,12 +29,6 @@ def fast_products(device: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-@cache
-def _intel() -> bool:
-    told = Path("/proc/cpuinfo")  # where that is, ``platform`` knows less
-    return "GenuineIntel" in (told.read_text(encoding="utf-8") if told.is_file() else platform.processor())
 
 
 def _precision() -> str | None:

@@ -7,9 +7,9 @@ from gs_core.arrays import Array, astype, device, namespace
 from gs_core.numerics.integer import nearest_codes, scale_from_range
 from gs_schemas import QuantizationArgs
 
-STEPS, STRIDE, NEARER, SMALLEST = 80, 4, (2, 1), 0.2
-"""The search knows this many fractions of the full range, down to the smallest. It tries every fourth, then those two
-steps from the best, then those next to the best of these."""
+STEPS, STRIDE, SMALLEST = 80, 4, 0.2
+"""The search knows this many fractions of the full range, down to the smallest. It tries every fourth, then those
+around the best."""
 AT_ONCE = 10
 """Fractions after which those groups are left out that clip too much already."""
 
@@ -27,9 +27,9 @@ def mse_fraction(values: Array, args: QuantizationArgs, dtype: str, importance: 
     search = _Search(values, importance, low, high, xp.full_like(low, float("inf")), xp.ones_like(low), args, dtype)
     step = (1.0 - SMALLEST) / STEPS
     search.descend(1.0 - xp.arange(0, STEPS, STRIDE, dtype=low.dtype, device=device(low)) * step)
-    both = xp.reshape(xp.asarray([-step, step], dtype=low.dtype, device=device(low)), (-1, 1, 1))
-    for distance in NEARER:
-        search.offer(xp.clip(search.best + distance * both, max=1.0))
+    near = [number for number in range(1 - STRIDE, STRIDE) if number]
+    around = xp.reshape(xp.asarray(near, dtype=low.dtype, device=device(low)), (-1, 1, 1)) * step
+    search.offer(xp.clip(search.best + around, max=1.0))
     return search.best
 
 

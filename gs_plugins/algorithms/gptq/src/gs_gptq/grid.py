@@ -27,21 +27,15 @@ class Grid:
 
     def round(self, x: Array, group: int) -> tuple[Array, Array]:
         """Codes of one feature ``(rows,)``, and what they stand for."""
-        scale, zero_point = self._scales[group], self._zero_point(group)
+        scale = self._scales[group]
+        zero_point = None if self._zero_points is None else self._zero_points[group]
         codes = numerics.encode(x, scale, zero_point, self.args)
         return codes, numerics.decode(codes, scale, zero_point)
 
-    def nearest(self, steps: Array, group: int) -> Array:
-        """Codes of one feature that is given in scales ``(rows,)``, which is used up."""
-        return numerics.nearest_codes(steps, self._zero_point(group), self.args)
-
     def steps(self, codes: Array, group: int) -> Array:
-        """How many scales each code ``(..., rows)`` stands for, float32; maybe in the memory of ``codes``."""
-        steps, zero_point = astype(codes, "float32"), self._zero_point(group)
-        return steps if zero_point is None else steps - zero_point
-
-    def _zero_point(self, group: int) -> Array | None:
-        return None if self._zero_points is None else self._zero_points[group]
+        """How many scales each code ``(..., rows)`` stands for, float32."""
+        steps = astype(codes, "float32")
+        return steps if self.zero_point is None else steps - self.zero_point[group, :]
 
     def storable(self, scale: Array) -> Array:
         """The nearest scales that can be stored."""
