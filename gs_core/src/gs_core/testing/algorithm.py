@@ -59,9 +59,8 @@ class AlgorithmSuite(Suite):
     """The same where calibration is a token or two, whose error is mostly chance."""
 
     cascades: ClassVar[bool] = False
-    """Whether one thing that falls otherwise, at a tie, changes much that follows: layers make up for the codes of
-    layers before, or a search takes one of a few scales. Another array library need only give codes that are as
-    good."""
+    """Whether layers make up for the codes of layers before: then one that falls otherwise, at a tie, changes all that
+    follow, and another array library need only give codes that are as good."""
 
     @pytest.fixture
     def algorithm(self) -> Any:

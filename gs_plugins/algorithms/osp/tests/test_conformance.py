@@ -6,8 +6,6 @@ from gs_core.testing import AlgorithmSuite
 
 
 class TestOutlierSuppressionPlus(AlgorithmSuite):
-    cascades = True  # of 61 thresholds two can be level to a thousandth, which three codes of activations decide
-
     @pytest.fixture
     def algorithm(self) -> str:
         return "osp"

@@ -143,7 +143,7 @@ def received(shares: Array, errors: Array, own: Array) -> Array:
     others, by ``shares`` ``(members, features)``; ``own``: the share that each has for itself, ``(members,)``. Beside a
     channel of huge activations others reach far, and the product is exact."""
     xp, factor = namespace(shares), rough(shares)
-    if factor is shares or bool(xp.mean((xp.linalg.vector_norm(shares, axis=1) / own) ** 2) > REACH**2):
+    if factor is shares or not xp.mean((xp.linalg.vector_norm(shares, axis=1) / own) ** 2) <= REACH**2:
         return shares @ errors
     found = xp.empty((shares.shape[0], errors.shape[1]), dtype=xp.float32, device=device(shares))
     for a, b in panels(errors.shape[1], COLUMNS):
