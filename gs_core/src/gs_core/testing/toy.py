@@ -214,32 +214,40 @@ class ToyBlock(Block):
         on_site: OnSite | None = None,
         weights: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
-        """Everything is computed in the library of ``asarray``: with torch's, autograd follows."""
-        asarray, given = self.model.asarray, weights or {}
-        x = asarray(self.model.read("embed.weight")[tokens] if previous is None else from_raw(previous["hidden"]))
+        """Everything is computed in the library of ``asarray``: with torch's, autograd follows.
+
+        Between sites in float64, at sites in float32: so every library and every processor bring the same there.
+        """
+        given = weights or {}
+        x = self._wide(self.model.read("embed.weight")[tokens] if previous is None else from_raw(previous["hidden"]))
         xp = namespace(x)
 
         def norm(name: str, activation: Array) -> Array:
-            return rms_norm(activation, asarray(self.read(f"{self.name}.{name}.weight")))
+            return rms_norm(activation, self._wide(self.read(f"{self.name}.{name}.weight")))
 
         listener = through(self.online, self.sites, on_site)
 
         def arrives(at: str, activation: Array) -> Array:
-            if listener is None:
-                return activation
-            answer = listener(f"{self.name}.{at}", xp.reshape(activation, (-1, activation.shape[-1])))
-            return activation if answer is None else xp.reshape(answer, activation.shape)
+            narrow = astype(activation, "float32")
+            if listener is not None:
+                answer = listener(f"{self.name}.{at}", xp.reshape(narrow, (-1, narrow.shape[-1])))
+                narrow = narrow if answer is None else xp.reshape(answer, narrow.shape)
+            return astype(narrow, "float64")
 
         def product(layer: str, activation: Array) -> Array:
             name = f"{self.name}.{layer}"
-            return activation @ (given[name] if name in given else asarray(self.read(f"{name}.weight"))).T
+            weight = astype(given[name], "float64") if name in given else self._wide(self.read(f"{name}.weight"))
+            return activation @ weight.T
 
         n = arrives("q.input", norm("attention_norm", x))
         k, v = arrives("attention.key", product("k", n)), arrives("attention.value", product("v", n))
         x = x + product("o", arrives("o.input", attention(product("q", n), k, v, self.model.shape)))
         n = arrives("gate.input", norm("mlp_norm", x))
         x = x + product("down", arrives("down.input", silu(product("gate", n)) * product("up", n)))
-        return {"hidden": x}
+        return {"hidden": astype(x, "float32")}
+
+    def _wide(self, value: np.ndarray) -> Array:
+        return self.model.asarray(value.astype(np.float64))
 
     # --- transforms ------------------------------------------------------------------------------------------
 
@@ -313,7 +321,7 @@ class ToyBlock(Block):
                 yield name, to_raw(astype(self.read(name), stored.dtype)) if new else stored
 
 
-# --- the arithmetic, float32 throughout --------------------------------------------------------------------------
+# --- the arithmetic ----------------------------------------------------------------------------------------------
 
 
 def rms_norm(x: Array, weight: Array) -> Array:
