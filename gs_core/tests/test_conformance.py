@@ -32,6 +32,14 @@ class TestToyAdapter(AdapterSuite):
         return folder, ToyAdapter(), np.random.default_rng(0).integers(0, 256, (2, 24))
 
 
+class TestToyAdapterInTorch(AdapterSuite):
+    @pytest.fixture
+    def case(self, tmp_path):
+        torch = pytest.importorskip("torch")
+        folder = write_toy(tmp_path / "toy", dtype="float32", hidden=32, intermediate=48)
+        return folder, ToyAdapter(torch.from_numpy), np.random.default_rng(0).integers(0, 256, (2, 24))
+
+
 class TestPlainFormat(FormatSuite):
     @pytest.fixture
     def checkpoint_format(self):

@@ -115,7 +115,7 @@ def test_data_is_needed_by_what_observes_and_by_static_activations(fields, needs
 
 def test_what_learns_is_refused_where_nothing_can_be_differentiated(toy, monkeypatch):
     monkeypatch.setattr(Rounding, "needs", lambda algorithm, scheme: Needs(data=True, gradient=True))
-    with pytest.raises(PlanError, match=r"'round' learns.*toyadapter.*cannot be differentiated; use gptq"):
+    with pytest.raises(PlanError, match=r"'round' needs gradients.*toyadapter.*cannot be differentiated; use gptq"):
         plan(toy)
 
 

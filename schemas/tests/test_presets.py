@@ -56,6 +56,7 @@ def test_a_scheme_with_a_cache_is_the_one_without_and_a_cache_in_eight_bits(tail
         ("w4a16-rtn", "W4A16", ["rtn"]),
         ("w4a16-gptq", "W4A16", ["gptq"]),
         ("w4a16-hadamard-gptaq", "W4A16", ["hadamard", "gptq"]),
+        ("w4a16-hadamard-guided", "W4A16", ["hadamard", "gptq"]),
         ("w3a16-gptq", "W3A16", ["gptq"]),
         ("w2a16-gptaq", "W2A16", ["gptq"]),
         ("w4a16-asym-gptq", "W4A16_ASYM", ["gptq"]),

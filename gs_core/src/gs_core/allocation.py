@@ -6,7 +6,7 @@ relative to each of its channels, averaged. Errors of different layers are small
 """
 
 import glob
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +19,10 @@ from gs_core.interfaces import Algorithm, Allocator, Block, Choice, Layer, Layer
 from gs_core.observers import limits_of, static_input
 from gs_core.planning import load_algorithm, load_format, names_of, objections
 from gs_core.probing import pattern
+from gs_core.stages import Progress
 from gs_core.watching import fake_quantizer
 from gs_schemas import QuantizationArgs, QuantizationScheme, Recipe
 from gs_schemas.recipe import Override
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

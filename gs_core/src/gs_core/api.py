@@ -18,6 +18,7 @@ from gs_core.interfaces import Adapter, CacheNumbers, CheckpointFormat, LayerNum
 from gs_core.journal import Journal
 from gs_core.planning import Plan, load_format, make
 from gs_core.report import Report
+from gs_core.stages import Progress
 from gs_core.storage import Checkpoint
 from gs_schemas import Recipe, SchemaError, unknown
 
@@ -122,7 +123,7 @@ def plan(
     calibration: str | Path | np.ndarray | None = None,
     samples: int | None = None,
     seq_len: int | None = None,
-    progress: pipeline.Progress = lambda stage, block, blocks: None,
+    progress: Progress = lambda stage, block, blocks: None,
 ) -> Plan:
     """What ``quantize`` would do, layer by layer, with reasons; reads no weights, unless the recipe leaves the choice
     of schemes to be measured: then the calibration data is needed here too.
@@ -157,7 +158,7 @@ def quantize(
     adapter: str | Adapter | None = None,
     restart: bool = False,
     plugins: Iterable[Any] = (),
-    progress: pipeline.Progress = lambda stage, block, blocks: None,
+    progress: Progress = lambda stage, block, blocks: None,
 ) -> Report:
     """Quantize a model into a folder that a serving engine loads.
 

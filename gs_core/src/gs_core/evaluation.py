@@ -11,7 +11,7 @@ from gs_core.arrays import RawTensor, to_raw
 from gs_core.errors import CalibrationError, PlanError
 from gs_core.interfaces import Adapter, Block, OnSite, StaticInput
 from gs_core.linear_map import LinearMap
-from gs_core.pipeline import Progress
+from gs_core.stages import Progress
 from gs_core.watching import Cached, fake_quantizer
 from gs_schemas import QuantizationScheme
 

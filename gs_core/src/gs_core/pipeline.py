@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gs_core import calibration, memory
+from gs_core import calibration, gradients, memory
 from gs_core.arrays import RawTensor
 from gs_core.comparing import is_finite
 from gs_core.errors import CheckpointError
@@ -32,15 +32,12 @@ from gs_core.packing import Outcome, pack_caches, pack_layer
 from gs_core.planning import CacheRow, Plan, Row
 from gs_core.proving import apply_proved
 from gs_core.quantized import QuantizedTensor
-from gs_core.stages import Stages, implements
+from gs_core.stages import Progress, Stages, implements
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor, read_header
 from gs_core.streams import FLOAT, Arriving, Returned
 from gs_core.watching import Watch
 
 SHARD_BYTES = 5 * 10**9
-
-Progress = Callable[[str, int, int], None]
-"""Told the stage, the index of the block it works on, and how many there are."""
 
 
 def run(
@@ -58,6 +55,8 @@ def run(
     stages = Stages({**plan.algorithms, plan.recipe.format: plan.format}, wrappers)
     batches = [] if tokens is None else calibration.batches(tokens)
     blocks = len(plan.model.blocks)
+    if plan.needs_loss and batches and len(journal.records) < blocks:
+        gradients.prepare(plan.model, journal, batches, len(journal.records), progress)
     outside = _shards(plan.model.rest())
     parts = blocks + len(outside)
     for index in range(len(journal.records), blocks):
@@ -73,6 +72,7 @@ def run(
         if index:
             for stream in ("", FLOAT):
                 Activations(journal, index - 1, stream).discard()
+        Activations(journal, index, gradients.GRADIENT).discard()
     for part in range(max(blocks, len(journal.records)), parts):
         progress("export", blocks, blocks)
         files = stages.export(plan.recipe.format, Output(journal.out, part, parts, outside[part - blocks]))
@@ -114,8 +114,11 @@ class _Line:
         data = Data(self._data(), sizes=sizes, as_seen=watch.as_seen(), refusal=partial(self._refusal, watch.block))
         if not self._float_stream:
             return data
-        targets = Returned(self.journal, self.index, len(self.batches), FLOAT)
-        return replace(data, floats=self._data(FLOAT), targets=targets)
+        floats, targets = self._data(FLOAT), Returned(self.journal, self.index, len(self.batches), FLOAT)
+        data = replace(data, floats=floats, targets=targets)
+        if not self.plan.needs_loss:
+            return data
+        return replace(data, gradients=gradients.Gradients(self.journal, self.index, self.batches, floats))
 
     def _recorder(self, block: Block, algorithm: str) -> Record:
         def record(**facts: Any) -> None:

@@ -1,6 +1,6 @@
 """The one place that touches pluggy: a manager for each run, and a typed method for each hook."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pluggy
@@ -17,6 +17,9 @@ from gs_schemas import QuantizationScheme
 
 HOOKS = ("observe", "smooth", "quantize", "pack", "export")
 NO_DATA = Data()
+
+Progress = Callable[[str, int, int], None]
+"""Told the stage, the index of the block it works on, and how many there are."""
 
 
 def unrecorded(**facts: Any) -> None:

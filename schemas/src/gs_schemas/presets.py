@@ -47,6 +47,8 @@ _GPTAQ = {"gptq": {"asymmetric": True, "sweeps": 4, "damping": 0.05}}
 # The fewer the bits, the more there is to gain from looking again.
 _SWEEPS = {"gptq": {"sweeps": 4}}
 _FEW_GPTAQ = {"gptq": {"asymmetric": True, "sweeps": 4}}
+# What is known of the outputs takes more sweeps to come to rest, and leaves less to be had from fitting the inputs.
+_GUIDED = {"gptq": {"asymmetric": True, "guided": True, "sweeps": 8, "damping": 0.1}}
 # One scale for a whole activation leaves less room than one for each token: each site finds its own balance.
 _SMOOTH = {"smoothquant": {"alpha": "auto"}}
 _MIXED = {"mixed_precision": {"bits": 5, "candidates": ["W4A16", "W8A16"]}}
@@ -58,12 +60,13 @@ _ALGORITHMS: dict[str, tuple[list[str | dict[str, Any]], ...]] = {
         ["awq"],
         ["awq", "gptq"],
         ["hadamard", _GPTAQ],
+        ["hadamard", _GUIDED],
         ["autoround"],
         [_MIXED, "gptq"],
     ),
     "W4A16_ASYM": (["rtn"], ["gptq"], ["awq"], ["autoround"]),
-    "W3A16": ([_SWEEPS], [_FEW_GPTAQ], ["hadamard", _FEW_GPTAQ]),
-    "W2A16": ([_SWEEPS], [_FEW_GPTAQ], ["hadamard", _FEW_GPTAQ]),
+    "W3A16": ([_SWEEPS], [_FEW_GPTAQ], ["hadamard", _FEW_GPTAQ], ["hadamard", _GUIDED]),
+    "W2A16": ([_SWEEPS], [_FEW_GPTAQ], ["hadamard", _FEW_GPTAQ], ["hadamard", _GUIDED]),
     "W8A16": (["rtn"], ["gptq"]),
     "W8A8": (["rtn"], ["gptq"], ["smoothquant", "rtn"], ["smoothquant", "gptq"], ["osp", "rtn"]),
     "W8A8_STATIC": (["rtn"], ["gptq"], [_SMOOTH, "rtn"], [_SMOOTH, "gptq"], ["osp", "rtn"]),
@@ -82,11 +85,17 @@ _ALGORITHMS: dict[str, tuple[list[str | dict[str, Any]], ...]] = {
 _FORMATS = {"W4A4_CHANNEL": "ascend"}
 
 
+def _called(algorithm: str | dict[str, Any]) -> list[str]:
+    if isinstance(algorithm, str):
+        return [algorithm]
+    options = algorithm.get("gptq", {})
+    kind = "guided" if options.get("guided") else "gptaq" if options.get("asymmetric") else None
+    return [kind] if kind else list(algorithm)
+
+
 def _recipe_name(scheme: str, algorithms: list[str | dict[str, Any]]) -> str:
     # "w8a8-smoothquant" leaves the rounding to rtn unsaid, as the field does; who sees to the cache, the scheme says.
-    named = [["gptaq"] if algorithm in (_GPTAQ, _FEW_GPTAQ) else algorithm for algorithm in algorithms]
-    layers = [a for algorithm in named for a in ([algorithm] if isinstance(algorithm, str) else algorithm)]
-    layers = [a for a in layers if a != "kv_cache"]
+    layers = [name for algorithm in algorithms for name in _called(algorithm) if name != "kv_cache"]
     tail = layers if len(layers) == 1 else [a for a in layers if a != "rtn"]
     return "-".join([scheme.removesuffix("_CHANNEL"), *tail]).lower().replace("_", "-")
 

@@ -138,6 +138,40 @@ class HFBlock(WritableBlock):
         with Watch(self.parameters, on_use or unwatched, torch.float32 if exact else self._dtype()):
             return runner.block(self.index, tokens, previous, cache, gradient)
 
+    def backward(
+        self,
+        tokens: np.ndarray,
+        previous: Mapping[str, RawTensor] | None,
+        gradient: Mapping[str, RawTensor],
+        on_gradient: Callable[[str, torch.Tensor], None] = lambda layer, gradient: None,
+    ) -> dict[str, torch.Tensor]:
+        taken, known = take_up(previous, self.model.device), take_up(gradient, self.model.device)
+        assert known is not None
+        arrived = None if taken is None else taken["hidden"].requires_grad_()
+        on_site = through(self.online, self.sites, None)
+        as_usual = unwatched if on_site is None else self._listener(on_site, {})
+
+        def on_use(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
+            # Nothing before the first block is a variable.
+            y = as_usual(use, x if x.requires_grad else x.detach().requires_grad_(), compute, weight)
+            for name, rows in self._rows_of(use):
+                # An argument of its own: the hook is called after the loop.
+                y.register_hook(lambda g, name=name, rows=rows: on_gradient(name, g.reshape(-1, g.shape[-1])[:, rows]))
+            return y
+
+        with torch.enable_grad():
+            on_cache = None if on_site is None else self._cache_listener(on_site)
+            self.compute(tokens, taken, on_use, on_cache, True)["hidden"].backward(known["hidden"])
+        return {} if arrived is None or arrived.grad is None else {"hidden": arrived.grad}
+
+    def _rows_of(self, use: Use) -> Iterator[tuple[str, slice]]:
+        """The layers of a product, and which of its features are whose."""
+        if self.model.found.site_of.get((use.parameter, use.expert)) in self.sites:
+            for place in self.model.naming.by_parameter[use.parameter]:
+                name = layer_name(place)
+                if place.expert == use.expert and self.model.found.places[name] == [place]:
+                    yield name, slice(place.start, place.start + (place.rows or use.outputs))
+
     def _listener(self, on_site: OnSite | None, weights: Mapping[str, torch.Tensor]) -> OnUse:
         """Call ``on_site`` once for each tensor that arrives at a site, however many layers it feeds, and for each
         that leaves a layer as a key; multiply by the given weights."""

@@ -198,3 +198,18 @@ class HFModel(Model):
             loss = F.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none")
             found.append(loss.double().cpu().numpy().reshape(len(rows), -1))
         return np.concatenate(found)
+
+    def loss_gradient(self, tokens: np.ndarray, last: Mapping[str, RawTensor], seed: int) -> dict[str, torch.Tensor]:
+        assert self.runner is not None
+        outputs = take_up(last, self.device)
+        assert outputs is not None
+        rotation = None if self.residual is None else self.residual.rotation
+        if rotation is not None:
+            outputs["hidden"] = rotation.undo(outputs["hidden"])
+        hidden = outputs["hidden"] = outputs["hidden"].detach().requires_grad_()
+        logits = self.runner.head(tokens, outputs).float().reshape(-1, self.vocabulary())
+        generator = torch.Generator(self.device).manual_seed(seed)
+        drawn = torch.multinomial(torch.softmax(logits.detach(), -1), 1, generator=generator)[:, 0]
+        F.cross_entropy(logits, drawn, reduction="sum").backward()
+        assert hidden.grad is not None
+        return {"hidden": hidden.grad if rotation is None else rotation.apply(hidden.grad)}

@@ -77,16 +77,19 @@ class Runner:
 
         return [t for t in _tensors(self._call(tokens, stop)) if not isinstance(t, torch.nn.Parameter)]
 
-    @torch.no_grad()
     def head(self, tokens: np.ndarray, last: Outputs) -> torch.Tensor:
-        """Logits, ``(batch, seq_len, vocabulary)``, from the last block's output."""
+        """Logits, ``(batch, seq_len, vocabulary)``, from the last block's output; differentiated where that is."""
         if self.whole:
             return last["hidden"]
-        return self.end(tokens, [unflatten(last)] * len(self.blocks))
+        with torch.set_grad_enabled(last["hidden"].requires_grad):
+            return self._end(tokens, [unflatten(last)] * len(self.blocks))
 
     @torch.no_grad()
     def end(self, tokens: np.ndarray, answers: Sequence[Any]) -> torch.Tensor:
         """Logits, when the blocks return ``answers``."""
+        return self._end(tokens, answers)
+
+    def _end(self, tokens: np.ndarray, answers: Sequence[Any]) -> torch.Tensor:
         return _first_tensor(self._call(tokens, lambda number, call: answers[number]))
 
     @torch.no_grad()

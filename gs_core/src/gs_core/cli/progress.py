@@ -12,7 +12,7 @@ from gs_core.cli.text import duration, size
 
 
 def watching(doing: str) -> "Watcher":
-    """A context manager to be called as ``gs_core.pipeline.Progress``; ``doing`` is said before the first block."""
+    """A context manager to be called as ``gs_core.stages.Progress``; ``doing`` is said before the first block."""
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         return PlainLines(doing)
     from gs_core.cli.live import LiveLine

@@ -50,6 +50,8 @@ class Needs:
 
     data: the model has to run on calibration data. gradient: blocks that can be differentiated.
     float_stream: what reaches a block, and leaves it, when nothing was quantized; a second set of activations on disk.
+    loss: what an error of the block's output does to the model's predictions: ``Data.gradients``, for which the float
+        model runs over some of the data, and back, before the first block. Takes ``gradient`` and ``float_stream``.
     float_only: all that it is shown may be what the float model computes; where that is enough for the whole plan, a
         block runs once over the data, not twice.
     """
@@ -57,6 +59,7 @@ class Needs:
     data: bool = False
     gradient: bool = False
     float_stream: bool = False
+    loss: bool = False
     float_only: bool = False
 
 
@@ -68,6 +71,8 @@ class Data:
     floats: the same batches, no block quantized; targets: what the float block returns for ``floats``, as ``run``
         returned it. Both empty unless the algorithm needs the float stream.
     sizes: samples in each batch.
+    gradients: some samples of ``floats``, and the gradient of the model's loss (``Model.loss_gradient``) at what the
+        float block returns for each, for ``Block.backward``. Empty unless the algorithm needs the loss.
     start: what the algorithm before made of the layers, by layer name, for an algorithm that ``refines``.
     as_seen: makes the block's activations what an engine will see under its scheme. Not to be differentiated.
     refusal: why the checkpoint could not say a transform, or ``None``. One that is refused is dropped in the end; what
@@ -78,6 +83,7 @@ class Data:
     floats: Sequence[Batch] = ()
     targets: Sequence[Mapping[str, RawTensor]] = ()
     sizes: Sequence[int] = ()
+    gradients: Sequence[tuple[Batch, Mapping[str, RawTensor]]] = ()
     start: Mapping[str, QuantizedTensor] = field(default_factory=dict)
     as_seen: OnSite = lambda name, x: None
     refusal: Callable[[Transform], str | None] = lambda transform: None

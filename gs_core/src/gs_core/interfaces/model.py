@@ -60,6 +60,21 @@ class Block(ABC):
         ``(batch, seq_len, hidden)``.
         """
 
+    def backward(
+        self,
+        tokens: np.ndarray,
+        previous: Mapping[str, RawTensor] | None,
+        gradient: Mapping[str, RawTensor],
+        on_gradient: Callable[[str, Array], None] = lambda layer, gradient: None,
+    ) -> dict[str, Array]:
+        """Gradients of something of which the gradient at what ``run`` returns is known, wherever
+        ``Model.differentiates``: at what the block was given, as ``hidden``; nothing for the first block.
+
+        gradient: float32, as ``hidden``, ``(batch, seq_len, hidden)``. on_gradient: called with the name of each layer
+        that was used and the gradient at its output, float32 ``(tokens, out)``.
+        """
+        raise NotImplementedError
+
     def folds(self) -> Sequence[Fold]:
         """Where scales can be folded, found by watching the block run. Empty when it was opened not to run."""
         return ()
@@ -83,7 +98,7 @@ class Model(ABC):
     warnings: Sequence[str] = ()
     """What a user should know about how it was opened."""
     differentiates: bool = False
-    """Whether its blocks compute with torch tensors that autograd can follow."""
+    """Whether its blocks compute with torch tensors that autograd can follow, and it has ``loss_gradient``."""
     kept: dict[str, str]
     """Modules that could be mistaken for layers but stay in floating point: name, and why."""
     caches: Sequence[CacheInfo] = ()
@@ -153,6 +168,11 @@ class Model(ABC):
     @abstractmethod
     def losses(self, tokens: np.ndarray, last: Mapping[str, RawTensor]) -> np.ndarray:
         """Next-token cross entropy in nats, float64 ``(batch, seq_len - 1)``, from the last block's output."""
+
+    def loss_gradient(self, tokens: np.ndarray, last: Mapping[str, RawTensor], seed: int) -> dict[str, Array]:
+        """The gradient at ``hidden`` of the last block's output, of the sum of the losses of next tokens that are drawn
+        from the model's own predictions: its second moment is their Fisher information. Same seed, same tokens."""
+        raise NotImplementedError
 
 
 class Adapter(ABC):

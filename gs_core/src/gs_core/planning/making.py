@@ -56,7 +56,8 @@ def make(
                 problems.add(why, layer.name)
             for name in chosen if not model.differentiates else ():
                 if algorithms[name].needs(scheme).gradient:
-                    problems.add(f"algorithm '{name}' learns, and {adapter} blocks cannot be differentiated; use gptq")
+                    why = f"needs gradients, and {adapter} blocks cannot be differentiated; use gptq, not guided"
+                    problems.add(f"algorithm '{name}' {why}")
             served = problems.catch(kernels.choose, Request(scheme, layer.shape, device), available)
             kernel = served.name if served else ""
         rows.append(Row(layer, scheme, chosen, kernel, reason))

@@ -76,6 +76,11 @@ class Plan:
         return any(needs.float_stream for _, needs in self._needs())
 
     @property
+    def needs_loss(self) -> bool:
+        """Whether gradients of the model's loss are found before the first block."""
+        return any(needs.loss for _, needs in self._needs())
+
+    @property
     def float_only(self) -> bool:
         """Whether what a float block hands on is all that the next one is calibrated on. Static scales are for what
         arrives in the quantized model."""

@@ -1,12 +1,12 @@
 """What every model that an adapter opened owes the line."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from gs_core.arrays import FLOAT_DTYPES, Array, device, namespace
+from gs_core.arrays import FLOAT_DTYPES, Array, RawTensor, device, from_raw, namespace, to_raw
 from gs_core.comparing import channel_error
 from gs_core.interfaces import (
     Adapter,
@@ -211,6 +211,46 @@ class LiveModelSuite(Suite):
         assert all(factor.grad is not None and bool(factor.grad != 0) for factor in factors.values())
         assert not block.run(*batch)["hidden"].requires_grad
 
+    def test_backward_is_what_autograd_finds(self, model: Model, block: Block, batch: Batch) -> None:
+        """The gradient at a layer's output times what arrived is that of its weight; at what the block was given it
+        says what a small step does."""
+        if not model.differentiates:
+            pytest.skip("its blocks cannot be differentiated")
+        weights = {name: layer.weight().requires_grad_() for name, layer in block.layers.items()}
+        hidden = block.run(*batch, weights=weights)["hidden"]
+        at_output = np.random.default_rng(0).standard_normal(hidden.shape).astype(np.float32)
+        hidden.backward(namespace(hidden).asarray(at_output, device=device(hidden)))
+        found: dict[str, list[np.ndarray]] = {}
+        gradient = {"hidden": to_raw(at_output)}
+        before = block.backward(*batch, gradient, lambda name, g: found.setdefault(name, []).append(numpy(g)))
+        inputs = self.inputs(block, batch)
+        for name, parts in found.items():
+            wanted, (part,) = numpy(weights[name].grad), parts
+            assert part.dtype == np.float32
+            error = np.linalg.norm(part.T @ inputs[block.layers[name].site] - wanted)
+            assert error <= 10 * self.tolerance * np.linalg.norm(wanted), name
+        assert found
+        tokens, previous = batch
+        assert bool(before) == (previous is not None), "nothing comes before the first block"
+        if previous is not None:
+            start = from_raw(previous["hidden"])
+            step = (2e-4 * start.std() * np.random.default_rng(1).standard_normal(start.shape)).astype(np.float32)
+            ends = [forward(block, (tokens, {**previous, "hidden": to_raw(start + sign * step)})) for sign in (-1, 1)]
+            moved = float(((ends[1] - ends[0]).astype(np.float64) * at_output).sum() / 2)
+            assert float((numpy(before["hidden"]) * step).sum()) == pytest.approx(moved, rel=0.1)
+
+    def test_the_gradient_of_the_loss_is_that_of_drawn_tokens(self, model: Model, tokens: np.ndarray) -> None:
+        """So the model itself, on average, has nothing to gain."""
+        if not model.differentiates:
+            pytest.skip("its blocks cannot be differentiated")
+        last = self.last(model, tokens)
+        each = [numpy(model.loss_gradient(tokens, last, seed)["hidden"]) for seed in [*range(16), 0]]
+        assert np.array_equal(each[0], each[-1]), "same seed, same tokens"
+        assert not np.array_equal(each[0], each[1])
+        assert each[0].shape == from_raw(last["hidden"]).shape
+        assert (each[0][:, -1] != 0).any(), "the last token has a next one, too"
+        assert np.linalg.norm(np.mean(each[:16], axis=0)) < 0.5 * np.linalg.norm(each[0])
+
     def test_losses_are_those_of_the_next_token(self, model: Model, tokens: np.ndarray) -> None:
         losses = self.losses(model, tokens)
         assert losses.dtype == np.float64
@@ -223,11 +263,15 @@ class LiveModelSuite(Suite):
         assert not changed[:, :-1].any(), "a token says nothing about the ones before it"
 
     def losses(self, model: Model, tokens: np.ndarray) -> np.ndarray:
+        return model.losses(tokens, self.last(model, tokens))
+
+    def last(self, model: Model, tokens: np.ndarray) -> Mapping[str, RawTensor]:
+        """What the last block returns."""
         batch: Batch = (tokens, None)
         for index in range(len(model.blocks)):
             batch = after(model.block(index, batch), batch)
         assert batch[1] is not None
-        return model.losses(tokens, batch[1])
+        return batch[1]
 
     # --- transforms ------------------------------------------------------------------------------------------
 

@@ -164,6 +164,21 @@ class ToyModel(Model):
         total = largest[..., 0] + np.log(np.exp(logits - largest).sum(axis=-1))
         return total - np.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
 
+    def loss_gradient(self, tokens: np.ndarray, last: Mapping[str, RawTensor], seed: int) -> dict[str, Array]:
+        hidden: Any = self.wide(from_raw(last["hidden"])).requires_grad_()
+        logits = rms_norm(hidden, self.wide(self.read("norm.weight"))) @ self.wide(self.read("lm_head.weight")).T
+        xp = namespace(logits)
+        exponents = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+        predicted: Any = exponents / xp.sum(exponents, axis=-1, keepdims=True)
+        seen = np.cumsum(predicted.detach().numpy(), axis=-1)
+        drawn = (seen < np.random.default_rng(seed).random((*tokens.shape, 1)) * seen[..., -1:]).sum(axis=-1)
+        loss: Any = -xp.sum(xp.log(predicted) * self.wide(np.eye(self.shape.vocabulary)[drawn]))
+        loss.backward()
+        return {"hidden": astype(hidden.grad, "float32")}
+
+    def wide(self, value: np.ndarray) -> Array:
+        return self.asarray(value.astype(np.float64))
+
 
 class ToyLayer(Layer):
     """A weight among the block's weights."""
@@ -214,16 +229,41 @@ class ToyBlock(Block):
         on_site: OnSite | None = None,
         weights: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
-        """Everything is computed in the library of ``asarray``: with torch's, autograd follows.
+        """Everything is computed in the library of ``asarray``: with torch's, autograd follows."""
+        return {"hidden": astype(self._compute(self._arriving(tokens, previous), on_site, weights or {}), "float32")}
 
-        Between sites in float64, at sites in float32: so every library and every processor bring the same there.
-        """
-        given = weights or {}
-        x = self._wide(self.model.read("embed.weight")[tokens] if previous is None else from_raw(previous["hidden"]))
-        xp = namespace(x)
+    def backward(
+        self,
+        tokens: np.ndarray,
+        previous: Mapping[str, RawTensor] | None,
+        gradient: Mapping[str, RawTensor],
+        on_gradient: Callable[[str, Array], None] = lambda layer, gradient: None,
+    ) -> dict[str, Array]:
+        x: Any = self._arriving(tokens, previous).requires_grad_()
+
+        def listen(name: str, product: Any) -> None:
+            product.register_hook(lambda g: on_gradient(name, astype(g.reshape(-1, g.shape[-1]), "float32")))
+
+        hidden: Any = self._compute(x, None, {}, listen)
+        hidden.backward(self.model.wide(from_raw(gradient["hidden"])))
+        return {} if previous is None else {"hidden": astype(x.grad, "float32")}
+
+    def _arriving(self, tokens: np.ndarray, previous: Mapping[str, RawTensor] | None) -> Array:
+        x = self.model.read("embed.weight")[tokens] if previous is None else from_raw(previous["hidden"])
+        return self.model.wide(x)
+
+    def _compute(
+        self,
+        x: Array,
+        on_site: OnSite | None,
+        given: Mapping[str, Array],
+        on_product: Callable[[str, Array], None] = lambda layer, product: None,
+    ) -> Array:
+        """Between sites in float64, at sites in float32: so every library and every processor bring the same there."""
+        xp, wide = namespace(x), self.model.wide
 
         def norm(name: str, activation: Array) -> Array:
-            return rms_norm(activation, self._wide(self.read(f"{self.name}.{name}.weight")))
+            return rms_norm(activation, wide(self.read(f"{self.name}.{name}.weight")))
 
         listener = through(self.online, self.sites, on_site)
 
@@ -236,18 +276,16 @@ class ToyBlock(Block):
 
         def product(layer: str, activation: Array) -> Array:
             name = f"{self.name}.{layer}"
-            weight = astype(given[name], "float64") if name in given else self._wide(self.read(f"{name}.weight"))
-            return activation @ weight.T
+            weight = astype(given[name], "float64") if name in given else wide(self.read(f"{name}.weight"))
+            y = activation @ weight.T
+            on_product(name, y)
+            return y
 
         n = arrives("q.input", norm("attention_norm", x))
         k, v = arrives("attention.key", product("k", n)), arrives("attention.value", product("v", n))
         x = x + product("o", arrives("o.input", attention(product("q", n), k, v, self.model.shape)))
         n = arrives("gate.input", norm("mlp_norm", x))
-        x = x + product("down", arrives("down.input", silu(product("gate", n)) * product("up", n)))
-        return {"hidden": astype(x, "float32")}
-
-    def _wide(self, value: np.ndarray) -> Array:
-        return self.model.asarray(value.astype(np.float64))
+        return x + product("down", arrives("down.input", silu(product("gate", n)) * product("up", n)))
 
     # --- transforms ------------------------------------------------------------------------------------------
 

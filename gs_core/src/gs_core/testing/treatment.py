@@ -15,6 +15,7 @@ from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Stages, implements
 from gs_core.testing.plugins import Rounding
 from gs_core.testing.suite import forward, numpy
+from gs_core.testing.toy import ToyBlock
 from gs_core.watching import Watch, fake_quantizer
 from gs_schemas import QuantizationScheme
 
@@ -39,7 +40,7 @@ class Treated:
         return forward(self.block, batch, fake_quantizer(static))
 
 
-def treat(algorithm: Any, block: Block, scheme: QuantizationScheme, batches: Sequence[Batch]) -> Treated:
+def treat(algorithm: Any, block: ToyBlock, scheme: QuantizationScheme, batches: Sequence[Batch]) -> Treated:
     """Observe, smooth and quantize. An algorithm that does not quantize is followed by plain rounding."""
     names = (TESTED,) if implements(algorithm, "quantize") else (TESTED, ROUNDING)
     stages = Stages({TESTED: algorithm, ROUNDING: Rounding()})
@@ -50,9 +51,14 @@ def treat(algorithm: Any, block: Block, scheme: QuantizationScheme, batches: Seq
     watch = Watch(stages, block, rows, batches, batches)
     targets = [{name: to_raw(numpy(array)) for name, array in block.run(*batch).items()} for batch in batches]
     watch.run()
+    sizes, gradients = [len(tokens) for tokens, _ in batches], []
+    if algorithm.needs(scheme).loss:
+        for batch, target in zip(batches, targets, strict=True):
+            at_end = block.model.loss_gradient(batch[0], target, 0)
+            gradients.append((batch, {name: to_raw(numpy(array)) for name, array in at_end.items()}))
 
     def data() -> Data:
-        return Data(batches, batches, targets, [len(tokens) for tokens, _ in batches], as_seen=watch.as_seen())
+        return Data(batches, batches, targets, sizes, gradients, as_seen=watch.as_seen())
 
     transforms = []
     if implements(algorithm, "smooth"):

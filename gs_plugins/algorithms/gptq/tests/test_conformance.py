@@ -18,3 +18,12 @@ class TestAsymmetricGPTQ(AlgorithmSuite):
     @pytest.fixture
     def algorithm(self) -> GPTQ:
         return GPTQ(Options(asymmetric=True))
+
+
+class TestGuidedGPTQ(AlgorithmSuite):
+    namespaces = ("torch",)
+    cascades = True
+
+    @pytest.fixture
+    def algorithm(self) -> GPTQ:
+        return GPTQ(Options(asymmetric=True, guided=True))

@@ -25,6 +25,20 @@ class Grid:
         if self.zero_point is not None and zero_point is not None:
             self.zero_point[group, :] = transposed(zero_point)[0, :]
 
+    def part(self, rows: slice) -> "Grid":
+        """That of some rows, a copy; where all share one scale, the whole."""
+        scale, zero_point = self.params()
+        rows = slice(None) if scale.shape[0] == 1 else rows
+        return Grid(scale[rows, :], None if zero_point is None else zero_point[rows, :], self.args)
+
+    def take(self, rows: slice, part: "Grid") -> None:
+        """Replace that of some rows. What all share stays as it is."""
+        if self.scale.shape[1] == 1:
+            return
+        self.scale[:, rows] = part.scale
+        if self.zero_point is not None:
+            self.zero_point[:, rows] = part.zero_point
+
     def round(self, x: Array, group: int) -> tuple[Array, Array]:
         """Codes of one feature ``(rows,)``, and what they stand for."""
         scale = self._scales[group]

@@ -27,6 +27,7 @@ from gs_core.numerics import panels
 from gs_core.products import rough_products
 from gs_gptq.asymmetric import Arrivals, Prefix
 from gs_gptq.grid import Grid
+from gs_gptq.guided import Coupling, couplings
 from gs_gptq.hessian import SLICE, Factors, Hessian, factor
 from gs_gptq.scales import weight_params
 from gs_gptq.solver import solve
@@ -51,6 +52,9 @@ class Options(Strict):
     signed_scales: symmetric scales of up to four bits may be negative (``gs_gptq.scales``).
     sweeps: how many times all codes and the scales of groups are looked at once more when the last is known. Each
         costs the products of two first passes.
+    guided: sweeps weigh the errors of a layer's outputs together, by what they do to the model's predictions
+        (``gs_gptq.guided``). The float model runs over a part of the data and back, and each block back once more; a
+        matrix as large as its outputs squared is held for each layer of a block.
     asymmetric: quantize sites in the order of execution, each seen anew, and make up for what was quantized before
         (``gs_gptq.asymmetric``). The block runs about six times more, and the float model's activations are kept on
         disk beside the quantized one's.
@@ -63,6 +67,7 @@ class Options(Strict):
     observer: str = Field("hessian", pattern="^(scheme|hessian)$")
     signed_scales: bool = True
     sweeps: int = Field(1, ge=0)
+    guided: bool = False
     asymmetric: bool = False
 
 
@@ -105,8 +110,14 @@ class GPTQ(Algorithm):
         # Errors are weighed as well by what the float model's layers see, but for activations of few bits, which are
         # far from those (docs/algorithms/gptq.md has figures).
         coarse = scheme.inputs is not None and scheme.inputs.bits < 8
-        asymmetric = self.options.asymmetric
-        return Needs(data=True, float_stream=asymmetric, float_only=not asymmetric and not coarse)
+        asymmetric, guided = self.options.asymmetric, self.options.guided
+        return Needs(
+            data=True,
+            gradient=guided,
+            float_stream=asymmetric or guided,
+            loss=guided,
+            float_only=not asymmetric and not guided and not coarse,
+        )
 
     @hookimpl
     def observe(self, site: Site) -> Accumulator | None:
@@ -116,32 +127,45 @@ class GPTQ(Algorithm):
     def quantize(
         self, block: Block, layers: Sequence[Layer], observed: Mapping[str, Any], data: Data
     ) -> dict[str, QuantizedTensor]:
-        if self.options.asymmetric:
-            with rough_products(None):  # asked for by those who want the most accurate, and care less for time
-                return self._in_order(Prefix(block, data), layers)
+        if not self.options.asymmetric and not self.options.guided:
+            return self._at_once(layers, observed, {})
+        with rough_products(None):  # asked for by those who want the most accurate, and care less for time
+            coupled = couplings(block, layers, data) if self.options.guided else {}
+            if self.options.asymmetric:
+                return self._in_order(Prefix(block, data), layers, coupled)
+            return self._at_once(layers, observed, coupled)
+
+    def _at_once(
+        self, layers: Sequence[Layer], observed: Mapping[str, Any], coupled: Mapping[str, Array]
+    ) -> dict[str, QuantizedTensor]:
         by_site: dict[str, list[Layer]] = {}
         for layer in layers:
             by_site.setdefault(layer.site, []).append(layer)
         found: dict[str, QuantizedTensor] = {}
         # The largest matrix first: it is gone when the others are worked on.
         for site, sharing in sorted(by_site.items(), key=lambda item: -item[1][0].shape[1]):
-            found |= self._quantize(sharing, Arrivals(observed[site]) if site in observed else None)
+            arrivals = Arrivals(observed[site]) if site in observed else None
+            found |= self._quantize(sharing, arrivals, coupled)
         return found
 
-    def _in_order(self, prefix: Prefix, layers: Sequence[Layer]) -> dict[str, QuantizedTensor]:
+    def _in_order(
+        self, prefix: Prefix, layers: Sequence[Layer], coupled: Mapping[str, Array]
+    ) -> dict[str, QuantizedTensor]:
         found: dict[str, QuantizedTensor] = {}
         try:
             for step in prefix.steps(layers):
                 arrivals = prefix.arrivals(step)
                 for site, sharing in step.items():
-                    found |= self._quantize(sharing, arrivals.pop(site, None))
+                    found |= self._quantize(sharing, arrivals.pop(site, None), coupled)
                 for layer in (layer for sharing in step.values() for layer in sharing):
                     prefix.quantized(layer, found[layer.name])
         finally:
             prefix.close()
         return found
 
-    def _quantize(self, layers: list[Layer], arrivals: Arrivals | None) -> dict[str, QuantizedTensor]:
+    def _quantize(
+        self, layers: list[Layer], arrivals: Arrivals | None, coupled: Mapping[str, Array]
+    ) -> dict[str, QuantizedTensor]:
         """The layers of one site. ``arrivals``, whose Hessian is used up, is None where no token reached it."""
         if arrivals is None:
             return {n.name: numerics.quantize_weight(n.view(), n.args, n.dtype) for n in layers}
@@ -150,7 +174,8 @@ class GPTQ(Algorithm):
         for group in _groups(layers):
             args, dtype = group[0].args, group[0].dtype
             # The weight has no name here: it is gone when its rounding begins.
-            whole = self._solve(arrivals.target(_joined(group), factored.solve), factored, args, dtype)
+            target = arrivals.target(_joined(group), factored.solve)
+            whole = self._solve(target, factored, args, dtype, _coupled(group, coupled))
             found |= _divide(whole, group)
         return found
 
@@ -169,7 +194,9 @@ class GPTQ(Algorithm):
         alive = xp.take(diagonal, order, axis=0) > 0
         return Factored(order, factors, xp.where(alive, factors.variance, xp.zeros_like(factors.variance)))
 
-    def _solve(self, weight: Array, site: Factored, args: QuantizationArgs, dtype: str) -> QuantizedTensor:
+    def _solve(
+        self, weight: Array, site: Factored, args: QuantizationArgs, dtype: str, coupled: Sequence[Coupling]
+    ) -> QuantizedTensor:
         xp = namespace(weight)
         features, position = weight.shape[1], site.position
         by_cost = self.options.observer == "hessian"
@@ -194,7 +221,7 @@ class GPTQ(Algorithm):
             rest[:, a:b] = xp.take(transposed(weight[a:b, :]), site.order, axis=0)
         del weight
         free = None if static else choose
-        codes = solve(rest, site.factors, groups, grid, self.options.block_size, free, self.options.sweeps)
+        codes = solve(rest, site.factors, groups, grid, self.options.block_size, free, self.options.sweeps, coupled)
         del rest
         return QuantizedTensor(
             transposed(xp.take(xp.permute_dims(codes, (1, 0)), position, axis=0), grid.code_dtype),
@@ -225,6 +252,17 @@ def _elements(layers: list[Layer]) -> int:
 def _joined(layers: list[Layer]) -> Array:
     weights = [layer.view() for layer in layers]
     return namespace(weights[0]).concat(weights, axis=0) if len(weights) > 1 else weights[0]
+
+
+def _coupled(layers: list[Layer], by_layer: Mapping[str, Array]) -> list[Coupling]:
+    """Which rows of the layers together mean something together."""
+    found, start = [], 0
+    for layer in layers:
+        rows = slice(start, start + layer.shape[0])
+        if layer.name in by_layer:
+            found.append((rows, by_layer[layer.name]))
+        start = rows.stop
+    return found
 
 
 def _divide(whole: QuantizedTensor, layers: list[Layer]) -> dict[str, QuantizedTensor]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from gs_core import Array, namespace
 from gs_core.arrays import astype, device
 from gs_gptq.grid import Grid
+from gs_gptq.guided import Coupling, refine_together
 from gs_gptq.hessian import Factors, halved, received
 from gs_gptq.refine import refine
 
@@ -28,6 +29,7 @@ def solve(
     block_size: int,
     choose: Choose | None = None,
     sweeps: int = 0,
+    coupled: Sequence[Coupling] = (),
 ) -> Array:
     """Codes ``(rows, features)``, int8 or uint8, of weights taken from the last feature to the first.
 
@@ -35,7 +37,8 @@ def solve(
     its own error. factors: of the features in the same order. groups: the group of each feature. choose: pick each
     group's grid when the group is reached, from its weights as the feedback has left them; without it the grid stands.
     block_size: features that are halved until they are few; what those behind them add is held for so many at once.
-    sweeps: how many times all codes are looked at once more (``refine``).
+    sweeps: how many times all codes are looked at once more (``refine``). coupled: rows that make up for each other's
+    errors then (``gs_gptq.guided``).
     """
     xp = namespace(rest)
     features, feedback = rest.shape[0], factors.matrix
@@ -54,7 +57,10 @@ def solve(
                 shares = xp.permute_dims(feedback[middle:last, first:middle], (1, 0))
                 part += received(shares, rest[middle:last, :], xp.ones_like(factors.variance[first:middle]))
     for _ in range(sweeps):
-        refine(codes, rest, factors, groups, grid)
+        if coupled:
+            refine_together(codes, rest, factors, groups, grid, coupled)
+        else:
+            refine(codes, rest, factors, groups, grid)
     return xp.permute_dims(codes, (1, 0))
 
 

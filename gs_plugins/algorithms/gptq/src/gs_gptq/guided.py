@@ -1,0 +1,106 @@
+"""Rows that make up for each other's errors, by what a layer's outputs do to the model's predictions.
+
+GPTQ takes every output for as important as any other, and each on its own. To the model they are neither: with ``g``
+the gradient of its loss at a layer's output, errors E cost nearly ``tr(G E H Eᵀ)``, with ``G = Σ g gᵀ`` beside
+``H = Σ x xᵀ``. Tseng et al., "Model-Preserving Adaptive Rounding", https://arxiv.org/abs/2505.22988; Kim et al.,
+"GuidedQuant", https://arxiv.org/abs/2505.07004. Started from GPTQ's codes, a sweep of coordinate descent takes some
+rows at a time, whose targets are moved by what the errors of all others cost through G.
+"""
+
+from collections.abc import Sequence
+
+from gs_core import Array, Block, Data, Layer, namespace
+from gs_gptq.grid import Grid
+from gs_gptq.hessian import Factors
+from gs_gptq.refine import refine
+
+LEAST, LARGEST = 0.1, 4.0
+"""What is added to the eigenvalues of G, and where they end, relative to their mean: a few thousand tokens know little
+of directions that hardly matter, and what matters beyond all others would leave the rest to chance."""
+PARTS = 16
+"""Into so many parts the rows are divided. Those of a part do not see each other in a sweep."""
+STEADY = 1.8
+"""How strong what rows of a part mean to each other may be, beside what each means alone: at 2 their steps, taken
+together, would overshoot."""
+
+Coupling = tuple[slice, Array]
+"""Rows, and what they mean together, ``(rows, rows)`` float32."""
+
+
+def couplings(block: Block, layers: Sequence[Layer], data: Data) -> dict[str, Array]:
+    """What the outputs of layers mean together, ``(out, out)`` float32, by layer.
+
+    Layers with more outputs than inputs are left out: it would cost more than what is known of the inputs, and of what
+    an MLP widens there is little to gain. So are layers that no token reached.
+    """
+    wanted = {layer.name for layer in layers if layer.shape[0] <= layer.shape[1]}
+    found: dict[str, Array] = {}
+
+    def on_gradient(name: str, gradient: Array) -> None:
+        if name in wanted:
+            product = namespace(gradient).permute_dims(gradient, (1, 0)) @ gradient
+            found[name] = found[name] + product if name in found else product
+
+    for batch, gradient in data.gradients:
+        block.backward(*batch, gradient, on_gradient)
+    return {name: bounded for name, total in found.items() if (bounded := _bounded(total)) is not None}
+
+
+def _bounded(total: Array) -> Array | None:
+    """Its eigenvalues within bounds, its mean one; None where all is zero, or not finite."""
+    xp = namespace(total)
+    mean = float(xp.mean(xp.linalg.diagonal(total)))
+    if not 0 < mean < float("inf"):
+        return None
+    values, vectors = xp.linalg.eigh(total / mean)
+    values = xp.clip(values, min=0.0, max=LARGEST) + LEAST
+    return vectors * values[None, :] @ xp.permute_dims(vectors, (1, 0)) / xp.mean(values)
+
+
+def refine_together(
+    codes: Array,
+    errors: Array,
+    factors: Factors,
+    groups: Sequence[int],
+    grid: Grid,
+    coupled: Sequence[Coupling],
+) -> None:
+    """``refine`` where some rows mean something together; those in none of ``coupled`` are on their own."""
+    start = 0
+    for rows, coupling in [*coupled, (slice(codes.shape[1], None), None)]:
+        if start < rows.start:
+            _refine_rows(slice(start, rows.start), codes, errors, factors, groups, grid)
+        if coupling is not None:
+            for part in range(min(PARTS, rows.stop - rows.start)):
+                every = slice(rows.start + part, rows.stop, PARTS)
+                _refine_rows(every, codes, errors, factors, groups, grid, _others(errors[:, rows], coupling, part))
+        start = rows.stop
+
+
+def _others(errors: Array, coupling: Array, part: int) -> Array:
+    """The errors of a part's rows as all errors make them, ``(features, rows)``: what is to become small."""
+    xp = namespace(coupling)
+    mine = coupling[part::PARTS, part::PARTS]
+    own = xp.linalg.diagonal(mine) + 0.0
+    root = xp.sqrt(own)
+    strongest = float(xp.max(xp.linalg.eigvalsh(mine / (root[:, None] * root[None, :]))))
+    return errors @ coupling[:, part::PARTS] / (own * max(1.0, strongest / STEADY))[None, :]
+
+
+def _refine_rows(
+    rows: slice,
+    codes: Array,
+    errors: Array,
+    factors: Factors,
+    groups: Sequence[int],
+    grid: Grid,
+    seen: Array | None = None,
+) -> None:
+    """``refine`` some rows, whose errors are ``seen`` as something else."""
+    part, its, before = grid.part(rows), codes[:, rows] + 0, errors[:, rows] if seen is None else seen
+    after = before + 0.0
+    refine(its, after, factors, groups, part)
+    change = after - before
+    codes[:, rows] = its
+    errors[:, rows] = errors[:, rows] + change
+    grid.take(rows, part)
