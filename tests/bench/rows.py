@@ -16,21 +16,28 @@ SCHEMES_AND_ALGORITHMS: dict[str, dict[str, Any]] = {
 # By row and tool. Text in place of recipes says why there are none.
 ROWS: dict[str, dict[str, tuple[str, ...] | str]] = {
     "W4A16 g128": {
-        OURS: ("w4a16-gptq", "w4a16-gptaq", "w4a16-hadamard-gptaq", "w4a16-awq", "w4a16-autoround"),
+        OURS: (
+            "w4a16-gptq",
+            "w4a16-gptaq",
+            "w4a16-hadamard-gptaq",
+            "w4a16-hadamard-guided",
+            "w4a16-awq",
+            "w4a16-autoround",
+        ),
         "llm-compressor": ("w4a16-gptq", "w4a16-awq"),
         "GPTQModel": ("w4a16-gptq", "w4a16-awq"),
         "AutoRound": ("w4a16-autoround-50", "w4a16-autoround-200"),
         "AMD Quark": ("w4a16-gptq", "w4a16-awq"),
     },
     "W3A16 g128": {
-        OURS: ("w3a16-gptq", "w3a16-gptaq", "w3a16-hadamard-gptaq", "w3a16-autoround"),
+        OURS: ("w3a16-gptq", "w3a16-gptaq", "w3a16-hadamard-gptaq", "w3a16-hadamard-guided", "w3a16-autoround"),
         "llm-compressor": ("w3a16-gptq", "w3a16-awq"),
         "GPTQModel": ("w3a16-gptq",),
         "AutoRound": ("w3a16-autoround-50", "w3a16-autoround-200"),
         "AMD Quark": ("w3a16-gptq",),
     },
     "W2A16 g32": {
-        OURS: ("w2a16-gptq", "w2a16-gptaq", "w2a16-hadamard-gptaq", "w2a16-autoround"),
+        OURS: ("w2a16-gptq", "w2a16-gptaq", "w2a16-hadamard-gptaq", "w2a16-hadamard-guided", "w2a16-autoround"),
         "llm-compressor": ("w2a16-gptq",),
         "GPTQModel": ("w2a16-gptq",),
         "AutoRound": ("w2a16-autoround-50", "w2a16-autoround-200"),

@@ -8,8 +8,9 @@ from gs_hf.products import fast_products
 
 
 @pytest.fixture(autouse=True)
-def highest():
-    """What torch begins with."""
+def highest(monkeypatch):
+    """What torch begins with, on a processor that is not Intel's."""
+    monkeypatch.setattr(products, "_is_intel", lambda: False)
     torch.set_float32_matmul_precision("highest")
     yield
     torch.set_float32_matmul_precision("highest")
@@ -33,6 +34,12 @@ def test_torch_is_as_it_was_afterwards():
     with pytest.raises(KeyError), fast_products("cpu"):
         raise KeyError
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_intels_processors_keep_intels_library(monkeypatch):
+    monkeypatch.setattr(products, "_is_intel", lambda: True)
+    with fast_products("cpu"):
+        assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_nothing_is_taken_that_loses_anything(monkeypatch):

@@ -1,12 +1,16 @@
 """Which library multiplies float32 matrices on a processor.
 
-torch asks MKL, which reaches half the speed of oneDNN on AMD's processors with AVX-512. It asks oneDNN where less than
-float32 will do; but what oneDNN then loses depends on the processor: without AMX it has nothing faster than exact
-float32 products, and makes those. So it is tried, and used where nothing is lost.
+torch asks MKL. On Intel's processors that is the faster one, by 5 to 50 % as shapes differ; on AMD's with AVX-512 it
+reaches half the speed of oneDNN. torch asks oneDNN where less than float32 will do, and what it then loses depends on
+the processor: without AMX it has nothing faster than exact float32 products, and makes those. So, but on Intel's, it is
+tried, and used where nothing is lost.
 """
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -18,7 +22,7 @@ SIZES = (16, 256)
 @contextmanager
 def fast_products(device: str) -> Iterator[None]:
     """For a while, the fastest exact products. Somebody who has asked torch for a precision keeps it."""
-    before = None if device != "cpu" or torch.cpu._is_amx_tile_supported() else _precision()
+    before = None if device != "cpu" or _is_intel() else _precision()
     if before != "highest":
         yield
         return
@@ -29,6 +33,14 @@ def fast_products(device: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@cache
+def _is_intel() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:  # not Linux
+        return "GenuineIntel" in platform.processor()
 
 
 def _precision() -> str | None:

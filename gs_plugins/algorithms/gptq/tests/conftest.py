@@ -17,6 +17,7 @@ from gs_core import (
     namespace,
     numerics,
 )
+from gs_core.stages import unrecorded
 from gs_gptq import GPTQ, Hessian, Options
 
 
@@ -78,7 +79,9 @@ def quantized() -> Callable[..., QuantizedTensor]:
         weight: np.ndarray, x: np.ndarray, args: QuantizationArgs, dtype: str = "float32", **options: object
     ) -> QuantizedTensor:
         plugin, layer = GPTQ(Options(**options)), Held(weight, args, dtype=dtype)
-        return plugin.quantize(block=None, data=Data(), layers=[layer], observed=observing(x, plugin))[layer.name]
+        return plugin.quantize(
+            block=None, data=Data(), layers=[layer], observed=observing(x, plugin), record=unrecorded
+        )[layer.name]
 
     return quantize
 

@@ -7,6 +7,7 @@ import pytest
 
 from gs_core import Data, QuantizationArgs, QuantizationScheme, numerics
 from gs_core.arrays import to_raw
+from gs_core.stages import unrecorded
 from gs_core.testing import ToyAdapter, write_toy
 from gs_gptq import GPTQ, Hessian, Options, factor
 from gs_gptq.asymmetric import Arrivals, Prefix
@@ -45,7 +46,9 @@ def quantized(block, data, **options) -> Mapping[str, np.ndarray]:
         for batch in data.batches:
             block.run(*batch, lambda name, x: hessians[name].update(x) if name in hessians else None)
         observed = {name: hessian.result() for name, hessian in hessians.items()}
-    found = plugin.quantize(block=block, layers=list(block.layers.values()), observed=observed, data=data)
+    found = plugin.quantize(
+        block=block, layers=list(block.layers.values()), observed=observed, data=data, record=unrecorded
+    )
     return {name: numerics.dequantize(tensor) for name, tensor in found.items()}
 
 

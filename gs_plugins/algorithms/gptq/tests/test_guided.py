@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gs_core import Data, Needs, QuantizationArgs, QuantizationScheme, numerics
+from gs_core import CalibrationError, Data, Needs, QuantizationArgs, QuantizationScheme, numerics
 from gs_core.arrays import transposed
 from gs_gptq import GPTQ, Options, factor, solve
 from gs_gptq.grid import Grid
@@ -81,9 +81,14 @@ def test_no_direction_means_nothing_and_none_everything():
     assert values.min() / values.max() == pytest.approx(LEAST / (LARGEST + LEAST), rel=1e-3)
 
 
-@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
-def test_gradients_that_say_nothing_are_left_out(value):
-    assert learned(np.full((10, 4), value), (4, 4)) is None
+def test_outputs_that_mean_nothing_are_left_out():
+    assert learned(np.zeros((10, 4)), (4, 4)) is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_gradients_that_are_no_numbers_are_an_error(value):
+    with pytest.raises(CalibrationError, match=r"layer: the gradient .* is not finite"):
+        learned(np.full((10, 4), value), (4, 4))
 
 
 def test_layers_with_more_outputs_than_inputs_are_left_out():

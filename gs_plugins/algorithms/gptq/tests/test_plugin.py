@@ -5,6 +5,7 @@ import pytest
 
 from gs_core import Data, QuantizationArgs, QuantizationScheme, numerics
 from gs_core.arrays import dtype_name
+from gs_core.stages import unrecorded
 from gs_gptq import GPTQ, Hessian, Options
 from gs_schemas import SchemaError, validate
 
@@ -62,24 +63,28 @@ def test_layers_that_share_a_site_get_the_codes_they_would_get_alone(held, x, op
     weights = {rows: np.random.default_rng(rows).standard_normal((rows, 64)).astype(np.float32) for rows in (24, 8, 16)}
     layers = [held(weight, INT4, f"l{rows}", dtype="float16") for rows, weight in weights.items()]
     plugin = GPTQ(Options(**options))
-    together = plugin.quantize(block=None, data=Data(), layers=layers, observed=observed())
+    together = plugin.quantize(block=None, data=Data(), layers=layers, observed=observed(), record=unrecorded)
     assert list(together) == ["l24", "l8", "l16"]
     for layer in layers:
-        alone = plugin.quantize(block=None, data=Data(), layers=[layer], observed=observed())[layer.name]
+        alone = plugin.quantize(block=None, data=Data(), layers=[layer], observed=observed(), record=unrecorded)[
+            layer.name
+        ]
         assert same(together[layer.name], alone)
 
 
 def test_layers_of_one_site_may_have_different_numbers(held, observed, weight, x):
     int8 = QuantizationArgs(format="int8", granularity="channel")
     layers = [held(weight, INT4, "four"), held(weight, int8, "eight"), held(weight, INT4, "half", dtype="float16")]
-    found = GPTQ().quantize(block=None, data=Data(), layers=layers, observed=observed(x))
+    found = GPTQ().quantize(block=None, data=Data(), layers=layers, observed=observed(x), record=unrecorded)
     assert [found[n].args.bits for n in ("four", "eight", "half")] == [4, 8, 4]
     assert [dtype_name(found[n].scale) for n in ("four", "eight", "half")] == ["float32", "float32", "float16"]
     assert np.abs(found["eight"].codes.astype(int)).max() > 7
 
 
 def test_a_layer_no_token_reached_is_rounded_to_nearest(held, weight):
-    (found,) = GPTQ().quantize(block=None, data=Data(), layers=[held(weight, INT4)], observed={}).values()
+    (found,) = (
+        GPTQ().quantize(block=None, data=Data(), layers=[held(weight, INT4)], observed={}, record=unrecorded).values()
+    )
     assert same(found, numerics.quantize_weight(weight, INT4, "float32"))
 
 
@@ -89,7 +94,7 @@ def test_one_scale_for_the_whole_tensor_is_shared_by_all_rows_of_the_layer_alone
     random = np.random.default_rng(3)
     small, large = (s * random.standard_normal((8, 64)).astype(np.float32) for s in (1, 100))
     layers = [held(small, args, "small"), held(large, args, "large")]
-    found = GPTQ().quantize(block=None, data=Data(), layers=layers, observed=observed(x))
+    found = GPTQ().quantize(block=None, data=Data(), layers=layers, observed=observed(x), record=unrecorded)
     assert found["small"].scale.shape == found["large"].scale.shape == (1, 1)
     assert output_error(small, found["small"], x) < 1e-3
 

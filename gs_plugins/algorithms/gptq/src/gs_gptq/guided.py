@@ -10,6 +10,7 @@ rows at a time, whose targets are moved by what the errors of all others cost th
 from collections.abc import Sequence
 
 from gs_core import Array, Block, Data, Layer, namespace
+from gs_core.comparing import check_finite
 from gs_gptq.grid import Grid
 from gs_gptq.hessian import Factors
 from gs_gptq.refine import refine
@@ -31,7 +32,8 @@ def couplings(block: Block, layers: Sequence[Layer], data: Data) -> dict[str, Ar
     """What the outputs of layers mean together, ``(out, out)`` float32, by layer.
 
     Layers with more outputs than inputs are left out: it would cost more than what is known of the inputs, and of what
-    an MLP widens there is little to gain. So are layers that no token reached.
+    an MLP widens there is little to gain. So are layers that no token reached, or that the predictions do not depend
+    on. Raises ``CalibrationError`` where a gradient is no number.
     """
     wanted = {layer.name for layer in layers if layer.shape[0] <= layer.shape[1]}
     found: dict[str, Array] = {}
@@ -43,15 +45,19 @@ def couplings(block: Block, layers: Sequence[Layer], data: Data) -> dict[str, Ar
 
     for batch, gradient in data.gradients:
         block.backward(*batch, gradient, on_gradient)
-    return {name: bounded for name, total in found.items() if (bounded := _bounded(total)) is not None}
+    for name, total in found.items():
+        check_finite(total, f"{name}: the gradient of the model's loss at its output")
+    return {name: _bounded(total) for name, total in found.items() if _mean(total) > 0}
 
 
-def _bounded(total: Array) -> Array | None:
-    """Its eigenvalues within bounds, its mean one; None where all is zero, or not finite."""
+def _mean(total: Array) -> float:
     xp = namespace(total)
-    mean = float(xp.mean(xp.linalg.diagonal(total)))
-    if not 0 < mean < float("inf"):
-        return None
+    return float(xp.mean(xp.linalg.diagonal(total)))
+
+
+def _bounded(total: Array) -> Array:
+    """Its eigenvalues within bounds, their mean one."""
+    xp, mean = namespace(total), _mean(total)
     values, vectors = xp.linalg.eigh(total / mean)
     values = xp.clip(values, min=0.0, max=LARGEST) + LEAST
     return vectors * values[None, :] @ xp.permute_dims(vectors, (1, 0)) / xp.mean(values)

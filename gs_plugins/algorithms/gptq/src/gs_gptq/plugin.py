@@ -23,6 +23,7 @@ from gs_core import (
     numerics,
 )
 from gs_core.arrays import astype, device, transposed
+from gs_core.hookspecs import Record
 from gs_core.numerics import panels
 from gs_core.products import rough_products
 from gs_gptq.asymmetric import Arrivals, Prefix
@@ -125,12 +126,14 @@ class GPTQ(Algorithm):
 
     @hookimpl
     def quantize(
-        self, block: Block, layers: Sequence[Layer], observed: Mapping[str, Any], data: Data
+        self, block: Block, layers: Sequence[Layer], observed: Mapping[str, Any], data: Data, record: Record
     ) -> dict[str, QuantizedTensor]:
         if not self.options.asymmetric and not self.options.guided:
             return self._at_once(layers, observed, {})
         with rough_products(None):  # asked for by those who want the most accurate, and care less for time
             coupled = couplings(block, layers, data) if self.options.guided else {}
+            if self.options.guided:
+                record(guided=sorted(coupled))
             if self.options.asymmetric:
                 return self._in_order(Prefix(block, data), layers, coupled)
             return self._at_once(layers, observed, coupled)
