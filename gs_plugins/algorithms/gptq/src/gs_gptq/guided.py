@@ -72,15 +72,17 @@ def refine_together(
     coupled: Sequence[Coupling],
 ) -> None:
     """``refine`` where some rows mean something together; those in none of ``coupled`` are on their own."""
-    start = 0
-    for rows, coupling in [*coupled, (slice(codes.shape[1], None), None)]:
-        if start < rows.start:
-            _refine_rows(slice(start, rows.start), codes, errors, factors, groups, grid)
-        if coupling is not None:
-            for part in range(min(PARTS, rows.stop - rows.start)):
-                every = slice(rows.start + part, rows.stop, PARTS)
-                _refine_rows(every, codes, errors, factors, groups, grid, _others(errors[:, rows], coupling, part))
-        start = rows.stop
+    ends = [0, *(end for rows, _ in coupled for end in (rows.start, rows.stop)), codes.shape[1]]
+    alone = [slice(start, stop) for start, stop in zip(ends[::2], ends[1::2], strict=True) if start < stop]
+    if alone:
+        _refine_rows(alone, _at(errors, alone), codes, errors, factors, groups, grid)
+    for part in range(PARTS):
+        # Layers that share their input know nothing of each other: a part of each goes at once.
+        some = [(rows, coupling) for rows, coupling in coupled if part < rows.stop - rows.start]
+        if some:
+            rows = [slice(rows.start + part, rows.stop, PARTS) for rows, _ in some]
+            seen = [_others(errors[:, rows], coupling, part) for rows, coupling in some]
+            _refine_rows(rows, _joined(seen), codes, errors, factors, groups, grid)
 
 
 def _others(errors: Array, coupling: Array, part: int) -> Array:
@@ -94,19 +96,31 @@ def _others(errors: Array, coupling: Array, part: int) -> Array:
 
 
 def _refine_rows(
-    rows: slice,
+    rows: Sequence[slice],
+    seen: Array,
     codes: Array,
     errors: Array,
     factors: Factors,
     groups: Sequence[int],
     grid: Grid,
-    seen: Array | None = None,
 ) -> None:
-    """``refine`` some rows, whose errors are ``seen`` as something else."""
-    part, its, before = grid.part(rows), codes[:, rows] + 0, errors[:, rows] if seen is None else seen
-    after = before + 0.0
+    """``refine`` some rows, whose errors are ``seen`` as they are or as something else."""
+    its, part, after = _at(codes, rows), grid.part(rows), seen + 0.0
     refine(its, after, factors, groups, part)
-    change = after - before
-    codes[:, rows] = its
-    errors[:, rows] = errors[:, rows] + change
+    after -= seen
+    start = 0
+    for piece in rows:
+        stop = start + len(range(codes.shape[1])[piece])
+        codes[:, piece] = its[:, start:stop]
+        errors[:, piece] = errors[:, piece] + after[:, start:stop]
+        start = stop
     grid.take(rows, part)
+
+
+def _at(x: Array, rows: Sequence[slice]) -> Array:
+    """Some columns, a copy."""
+    return _joined([x[:, piece] for piece in rows]) + 0
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    return namespace(parts[0]).concat(parts, axis=1) if len(parts) > 1 else parts[0]

@@ -78,36 +78,34 @@ class _Sweep:
         """How the errors of some features of one group change, ``(members, rows)``. hessian: between them. gradient:
         ``hessian @ errors`` of all features, for these; used up."""
         xp, grid, group = namespace(hessian), self.grid, self.groups[block[0]]
-        codes = xp.take(self.codes, xp.asarray(block, device=device(hessian)), axis=0)
-        steps = grid.steps(codes, group)
+        steps = grid.steps(xp.take(self.codes, xp.asarray(block, device=device(hessian)), axis=0), group)
         change = xp.zeros_like(steps)
         if self.refit:
             added, pulled = _refit(steps, hessian, gradient, grid, group)
             change -= added * steps
             gradient -= added * pulled
-        diagonal = xp.linalg.diagonal(hessian)[:, None]
-        before, pull = steps * grid.scale[group, :], hessian / diagonal
-        wanted = before + gradient / diagonal
-        moved, found = xp.empty_like(wanted), []
-        held, sought, moves = xp.unstack(before), xp.unstack(wanted), xp.unstack(moved)
+        # All of them have the same scale, so they are rounded in its steps.
+        scale, diagonal = grid.scale[group, :], xp.linalg.diagonal(hessian)[:, None]
+        wanted, pull = gradient / diagonal, hessian / diagonal
+        wanted /= scale
+        wanted += steps
+        held, sought = xp.unstack(steps), xp.unstack(wanted)
         pulls = xp.unstack(pull[:, :, None], axis=1)
         for start, middle, stop in halved(len(block)):
             if middle < stop:
                 later = wanted[middle:stop, :]
-                later += pull[middle:stop, start:middle] @ moved[start:middle, :]
+                later += pull[middle:stop, start:middle] @ steps[start:middle, :]
                 continue
             for i in range(start, stop):
-                codes, after = grid.round(sought[i], group)
-                found.append(codes)
-                moves[i][:] = held[i] - after
-                later = wanted[i + 1 : stop, :]
-                later += pulls[i][i + 1 : stop, :] * moves[i]
-        change += moved
-        found = astype(xp.stack(found), grid.code_dtype)
-        for feature, added, codes in zip(block, xp.unstack(change), xp.unstack(found), strict=True):
+                codes, moved, later = grid.nearest(sought[i], group), held[i], wanted[i + 1 : stop, :]
+                self.codes[block[i], :] = astype(codes, grid.code_dtype)
+                moved -= grid.steps(codes, group)  # what was held is now what is lost
+                later += pulls[i][i + 1 : stop, :] * moved
+        steps *= scale
+        change += steps
+        for feature, added in zip(block, xp.unstack(change), strict=True):
             error = self.errors[feature, :]
             error += added
-            self.codes[feature, :] = codes
         return change
 
 
