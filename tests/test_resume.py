@@ -14,6 +14,7 @@ FLATQUANT = {"scheme": W4A4, "algorithms": [{"flatquant": {"epochs": 1, "lac": T
 AUTOROUND = {"scheme": "W4A16", "algorithms": [{"autoround": {"steps": 3}}]}
 W4A4_KV8 = W4A4 | {"kv_cache": {"format": "int8", "granularity": "head"}}
 HADAMARD = {"scheme": W4A4_KV8, "algorithms": [{"hadamard": {"r3": True, "r4": True}}, "gptq", "kv_cache"]}
+GUIDED = {"scheme": "W4A16", "algorithms": ["hadamard", {"gptq": {"asymmetric": True, "guided": True, "sweeps": 1}}]}
 
 
 def contents(folder: Path) -> dict[str, bytes | dict]:
@@ -32,6 +33,7 @@ def contents(folder: Path) -> dict[str, bytes | dict]:
         pytest.param(FLATQUANT, 4, 2, id="flatquant"),
         pytest.param(AUTOROUND, 4, 3, id="autoround"),
         pytest.param(HADAMARD, 4, 4, id="hadamard"),
+        pytest.param(GUIDED, 4, 5, id="guided"),
     ],
 )
 def test_kills_leave_no_trace(data, tokens, tmp_path, recipe, kills, seed):

@@ -207,7 +207,7 @@ class HFModel(Model):
         if rotation is not None:
             outputs["hidden"] = rotation.undo(outputs["hidden"])
         hidden = outputs["hidden"] = outputs["hidden"].detach().requires_grad_()
-        logits = self.runner.head(tokens, outputs).float().reshape(-1, self.vocabulary())
+        logits = self.runner.head(tokens, outputs).float().flatten(0, 1)
         generator = torch.Generator(self.device).manual_seed(seed)
         drawn = torch.multinomial(torch.softmax(logits.detach(), -1), 1, generator=generator)[:, 0]
         F.cross_entropy(logits, drawn, reduction="sum").backward()
