@@ -6,6 +6,7 @@ import pytest
 from gs_core.kernels import Reference
 from gs_core.testing import AdapterSuite, AlgorithmSuite, FormatSuite, KernelSuite, ToyAdapter, write_toy
 from gs_core.testing.plugins import Levelling, Plain, Rounding
+from gs_core.testing.suite import installed, maker
 
 
 class TestRounding(AlgorithmSuite):
@@ -35,9 +36,10 @@ class TestToyAdapter(AdapterSuite):
 class TestToyAdapterInTorch(AdapterSuite):
     @pytest.fixture
     def case(self, tmp_path):
-        torch = pytest.importorskip("torch")
+        if not installed(("torch",)):
+            pytest.skip("needs torch")
         folder = write_toy(tmp_path / "toy", dtype="float32", hidden=32, intermediate=48)
-        return folder, ToyAdapter(torch.from_numpy), np.random.default_rng(0).integers(0, 256, (2, 24))
+        return folder, ToyAdapter(maker("torch")), np.random.default_rng(0).integers(0, 256, (2, 24))
 
 
 class TestPlainFormat(FormatSuite):

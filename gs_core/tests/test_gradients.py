@@ -9,9 +9,11 @@ from gs_core import Needs, PlanError, gradients, hookimpl
 from gs_core.arrays import from_raw, to_raw
 from gs_core.testing import ToyAdapter
 from gs_core.testing.plugins import Centring
+from gs_core.testing.suite import installed, maker
 
-torch = pytest.importorskip("torch")
-ADAPTER = ToyAdapter(torch.from_numpy)
+if not installed(("torch",)):
+    pytest.skip("needs torch", allow_module_level=True)
+ADAPTER = ToyAdapter(maker("torch"))
 
 
 @pytest.fixture
