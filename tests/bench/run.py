@@ -25,7 +25,8 @@ from rows import ROWS
 TITLE = """# Benchmarks
 
 Written by `make bench`. CPU seconds, because a busy machine stretches all others; ratios, because machines differ. A
-run that measures some lines alone leaves the others as they were: these can be older than the date above their table.
+run that measures some lines alone leaves the others as they were: these can be older than the date above their table,
+and of another processor than it says.
 """
 SECTIONS = ("accuracy", "memory", "speed")
 

@@ -4,7 +4,7 @@ Before the first block is quantized, the float model runs over some of the calib
 from the last to the first: what is left on disk is the gradient of its loss at what each block returns.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,3 @@ class Gradients(Sequence[tuple[Batch, Mapping[str, RawTensor]]]):
             return [self[n] for n in range(*number.indices(len(self)))]
         batch, rows = self._picks[number]
         return pick_batch(self._floats[batch], rows), self._gradients.read(range(len(self))[number])
-
-    def __iter__(self) -> Iterator[tuple[Batch, Mapping[str, RawTensor]]]:
-        return (self[number] for number in range(len(self)))
