@@ -176,6 +176,20 @@ def test_a_run_to_observe_ends_when_every_site_was_heard(run, site, monkeypatch)
     assert set(Counting.seen) == {8 * 24}
 
 
+def test_only_what_is_observed_may_be_computed_as_an_engine_will(run, monkeypatch):
+    """Not what it is compared with, nor what the next block gets, whose activations were rounded already."""
+    found, whole = [], ToyBlock.run
+
+    def noted(block, tokens, previous, on_site=None, *rest):
+        found.append((getattr(on_site, "__name__", None), block.served))
+        return whole(block, tokens, previous, on_site, *rest)
+
+    monkeypatch.setattr(ToyBlock, "run", noted)
+    run(scheme="W8A8", algorithms=["centre"])
+    assert {name for name, _ in found} == {None, "listen", "remember", "replace"}
+    assert all(served == (name == "listen") for name, served in found)
+
+
 def test_only_the_activations_that_are_still_needed_are_kept(run, out):
     kept = {}
 

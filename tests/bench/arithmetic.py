@@ -4,6 +4,8 @@ from checkpoints import Shape
 
 FACTORISATIONS = "factorisations"
 """All but these may be multiplied in the dtype that the model is stored in."""
+SERVED = "forward in int8"
+"""What will be served in int8 may be multiplied so."""
 
 
 def sites(shape: Shape) -> list[tuple[int, int]]:
@@ -17,18 +19,16 @@ def sites(shape: Shape) -> list[tuple[int, int]]:
     ]
 
 
+def attention(shape: Shape) -> int:
+    """Scores, and sums of values, of the tokens before each."""
+    return shape.layers * 2 * shape.samples * shape.seq_len**2 * shape.hidden
+
+
 def forward(shape: Shape) -> int:
-    """The products of one block with all calibration tokens."""
-    tokens = shape.samples * shape.seq_len
-    attention = 4 * tokens * shape.seq_len * shape.hidden
-    return attention + sum(2 * tokens * n * rows for n, rows in sites(shape))
-
-
-def calibration(shape: Shape) -> int:
-    """Every block runs once, observed; the last one up to its last product, which only a next block's inputs need."""
-    n, rows = sites(shape)[-1]
-    last = 2 * shape.samples * shape.seq_len * n * rows
-    return shape.layers * forward(shape) - last
+    """All calibration tokens by all weights: every block runs once, observed; the last one up to its last product,
+    which only a next block's inputs need."""
+    of_block = [2 * shape.samples * shape.seq_len * n * rows for n, rows in sites(shape)]
+    return shape.layers * sum(of_block) - of_block[-1]
 
 
 def hessians(shape: Shape) -> int:
@@ -53,7 +53,7 @@ def sweep(shape: Shape) -> int:
 
 def necessary(recipe: str, shape: Shape) -> dict[str, int]:
     """By name; what is linear in the weights (rounding, searching scales) is not counted."""
-    runs = {"forward": calibration(shape)}
+    runs = {SERVED if "w8a8" in recipe else "forward": forward(shape), "attention": attention(shape)}
     if "gptq" in recipe:
         return runs | {
             "Hessians": hessians(shape),
@@ -68,5 +68,6 @@ def necessary(recipe: str, shape: Shape) -> dict[str, int]:
 
 def seconds(parts: dict[str, int], rates: dict[str, float]) -> dict[str, float]:
     """At the machine's rates: factorisations in float32, all else in bfloat16 where that is faster."""
-    fastest = max(rates.values())
-    return {name: ops / (rates["float32"] if name == FACTORISATIONS else fastest) for name, ops in parts.items()}
+    narrow = max(rates["float32"], rates["bfloat16"])
+    by_name = {FACTORISATIONS: rates["float32"], SERVED: max(rates.values())}
+    return {name: ops / by_name.get(name, narrow) for name, ops in parts.items()}

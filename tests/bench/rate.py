@@ -1,11 +1,12 @@
 """The machine's rates of matrix products in torch, in operations per CPU second of one thread, by dtype: float32 by the
-faster of the libraries that torch asks for exact products (gs_hf.products)."""
+faster of the libraries that torch asks for exact products (gs_hf.products); int8 where the processor is fast at it."""
 
 import json
 import time
 
 import torch
 
+from gs_hf import int8
 from gs_hf.products import fast_products
 
 SIZE = 2048
@@ -15,17 +16,19 @@ one takes a minute."""
 
 
 def rate(dtype: torch.dtype) -> float:
-    a, b = torch.randn(SIZE, SIZE).to(dtype), torch.randn(SIZE, SIZE).to(dtype)
-    a[:64] @ b
+    a, b = ((100 * torch.randn(SIZE, SIZE)).clamp(-100, 100).to(dtype) for _ in "ab")
+    multiply = torch._int_mm if dtype == torch.int8 else torch.matmul
+    multiply(a[:64], b)
     rates: list[float] = []
     started = time.process_time()
     while len(rates) < REPEATS and time.process_time() - started < ENOUGH:
         before = time.process_time()
-        a @ b
+        multiply(a, b)
         rates.append(2 * SIZE**3 / (time.process_time() - before))
     return max(rates)
 
 
 if __name__ == "__main__":
     with fast_products("cpu"):
-        print(json.dumps({name: rate(getattr(torch, name)) for name in ("float32", "bfloat16")}))
+        dtypes = ("float32", "bfloat16", *(["int8"] if int8.fast("cpu") else []))
+        print(json.dumps({name: rate(getattr(torch, name)) for name in dtypes}))

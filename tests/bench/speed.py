@@ -27,7 +27,7 @@ def measure(work: Path, tools: Collection[str], known: list[Line]) -> Iterator[s
     what = (
         f"{made['parameters'] / 1e6:.0f} M parameters in {dtype}, the dtype that this processor multiplies fastest, "
         f"{made['samples']} × {made['seq_len']} tokens. One thread multiplies "
-        f"matrices at {rates['float32'] / 1e9:.0f} GFLOP/s in float32 and {rates['bfloat16'] / 1e9:.0f} in bfloat16; "
+        f"matrices at {', '.join(f'{rate / 1e9:.0f} GFLOP/s in {name}' for name, rate in rates.answer.items())}; "
         "*least* is the necessary arithmetic at those rates, *reached* its share of the seconds of quantizing.\n\n"
     )
     lines = {tuple(line[:KEY]): line for line in known if line[1] in SPEED.get(line[0], ())}

@@ -140,19 +140,20 @@ class Watch:
             if each_once and after is None and len(set(heard)) == len(sites):
                 raise Heard
 
-        with self.block.computing(self.exact):
-            for number, batch in enumerate(self.batches):
-                beside.clear()
-                heard.clear()
-                if paired and self.floats:
+        for number, batch in enumerate(self.batches):
+            beside.clear()
+            heard.clear()
+            if paired and self.floats:
+                with self.block.computing(self.exact):
                     self.block.run(*self.floats[number], remember)
-                try:
+            try:
+                with self.block.computing(self.exact, served=True):
                     returned = self.block.run(*batch, listen)
-                except Heard:
-                    continue
-                if after is not None:
-                    after.write(number, returned)
-                each_once = sorted(heard) == sorted(sites)
+            except Heard:
+                continue
+            if after is not None:
+                after.write(number, returned)
+            each_once = sorted(heard) == sorted(sites)
 
     def observed(self, algorithm: str) -> dict[str, Any]:
         """What one algorithm's own accumulators found, by site; sites that no token reached are missing."""

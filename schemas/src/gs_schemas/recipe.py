@@ -90,8 +90,9 @@ class Calibration(Strict):
     """The tokens that activations are observed on: ``samples`` sequences of ``seq_len`` tokens.
 
     ``data`` is a text file, a ``.jsonl`` file, a ``.npy`` token array, or a folder of text files. ``dtype`` is that of
-    the matrix products, all else being float32: ``model`` is the one the weights are stored in, as an engine computes,
-    where the processor has such products, and float32 elsewhere. In ``float32`` those of a search are, too.
+    the matrix products, all else being float32: ``model`` is what an engine computes in, where the processor has such
+    products, and float32 elsewhere: the one the weights are stored in, or int8 where weights and activations are. In
+    ``float32`` those of a search are, too.
     """
 
     data: str | None = None

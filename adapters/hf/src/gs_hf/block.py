@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 
-from gs_core import Fold, Layer, LayerInfo, Site
+from gs_core import Fold, Layer, LayerInfo
 from gs_core.applying import Keep, Norm, WritableBlock
 from gs_core.arrays import RawTensor, astype, to_raw
 from gs_core.interfaces import Batch, OnSite, through
 from gs_core.storage import Tensor
 from gs_hf.caches import OnCache, listening
 from gs_hf.folding import find_folds
+from gs_hf.int8 import Int8
+from gs_hf.listeners import cache_listener, listener
 from gs_hf.naming import Place, layer_name
 from gs_hf.running import fast_dtype, take_up
-from gs_hf.watch import OnUse, Use, Watch, identity, unwatched
+from gs_hf.watch import OnUse, Use, Watch, unwatched
 
 if TYPE_CHECKING:
     from gs_hf.model import HFModel
@@ -63,6 +64,7 @@ class HFBlock(WritableBlock):
         if probe is not None:
             self.parameters = model.weights.load(self.prefix, as_stored=self._narrow())
         self._probe = probe
+        self.int8 = Int8()
         self.changed: set[str] = set()
         self.norms: dict[str, Norm] = {}
         self.sites = model.sites(index)
@@ -75,7 +77,7 @@ class HFBlock(WritableBlock):
     def forget(self) -> None:
         """Give the memory back."""
         self.model.weights.forget(self.parameters)
-        self.parameters = {}
+        self.parameters, self.int8 = {}, Int8()
 
     def rotate(self, residual: "Residual") -> None:
         """Rewrite it for a rotated residual stream; see ``gs_core.Model.rotate``."""
@@ -97,9 +99,9 @@ class HFBlock(WritableBlock):
             if info.block == self.index
             for place in self.model.found.places[info.name]
         ]
-        return {place.parameter for place in mine if self._is_linear(place.parameter)}
+        return {place.parameter for place in mine if self.is_linear(place.parameter)}
 
-    def _is_linear(self, parameter: str) -> bool:
+    def is_linear(self, parameter: str) -> bool:
         """Whether the parameter is what ``torch.nn.Linear`` multiplies by; other modules may look at its dtype."""
         owner = self.model.module.get_submodule(parameter.rpartition(".")[0])
         return type(owner).forward is torch.nn.Linear.forward
@@ -114,8 +116,8 @@ class HFBlock(WritableBlock):
         weights: Mapping[str, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
         taken, on_site = take_up(previous, self.model.device), through(self.online, self.sites, on_site)
-        on_use = self._listener(on_site, weights or {}) if on_site is not None or weights else None
-        on_cache = None if on_site is None else self._cache_listener(on_site)
+        on_use = listener(self, on_site, weights or {}) if on_site is not None or weights else None
+        on_cache = None if on_site is None else cache_listener(self, on_site)
         return self.compute(tokens, taken, on_use, on_cache, weights is not None)
 
     def _dtype(self) -> torch.dtype:
@@ -149,7 +151,7 @@ class HFBlock(WritableBlock):
         assert known is not None
         arrived = None if taken is None else taken["hidden"].requires_grad_()
         on_site = through(self.online, self.sites, None)
-        as_usual = unwatched if on_site is None else self._listener(on_site, {})
+        as_usual = unwatched if on_site is None else listener(self, on_site, {})
 
         def on_use(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
             # Nothing before the first block is a variable.
@@ -160,7 +162,7 @@ class HFBlock(WritableBlock):
             return y
 
         with torch.enable_grad():
-            on_cache = None if on_site is None else self._cache_listener(on_site)
+            on_cache = None if on_site is None else cache_listener(self, on_site)
             self.compute(tokens, taken, on_use, on_cache, True)["hidden"].backward(known["hidden"])
         return {} if arrived is None or arrived.grad is None else {"hidden": arrived.grad}
 
@@ -171,61 +173,6 @@ class HFBlock(WritableBlock):
                 name = layer_name(place)
                 if place.expert == use.expert and self.model.found.places[name] == [place]:
                     yield name, slice(place.start, place.start + (place.rows or use.outputs))
-
-    def _listener(self, on_site: OnSite | None, weights: Mapping[str, torch.Tensor]) -> OnUse:
-        """Call ``on_site`` once for each tensor that arrives at a site, however many layers it feeds, and for each
-        that leaves a layer as a key; multiply by the given weights."""
-        makers = self.model.makers
-        # While its storage is referred to, no other tensor has its identity; its numbers are not kept.
-        last: dict[str, tuple[tuple, StorageWeakRef, torch.Tensor | None]] = {}
-
-        def on_use(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
-            site = self.model.found.site_of.get((use.parameter, use.expert))
-            if site is None or site not in self.sites:
-                return compute(x)
-            other = self._stand_in(use, weights)
-            if on_site is None:
-                return compute(x, other)
-            if site not in last or last[site][0] != identity(x):
-                replaced = on_site(site, x.reshape(-1, x.shape[-1]))
-                last[site] = identity(x), StorageWeakRef(x.untyped_storage()), replaced
-            stand_in = last[site][-1]
-            y = compute(x if stand_in is None else stand_in.reshape(x.shape), other)
-            if use.parameter not in makers:
-                return y
-            replaced = on_site(makers[use.parameter], y.reshape(-1, y.shape[-1]))
-            return y if replaced is None else replaced.reshape(y.shape)
-
-        return on_use
-
-    def _stand_in(self, use: Use, weights: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-        """The matrix of a product with the given weights in it; None when none of them is."""
-        places = [p for p in self.model.naming.by_parameter[use.parameter] if p.expert == use.expert]
-        if not any(layer_name(place) in weights for place in places):
-            return None
-        pieces = [
-            place.of_source(weights[name]) if (name := layer_name(place)) in weights else self.piece(place)
-            for place in sorted(places, key=lambda place: place.start)
-        ]
-        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-
-    def _cache_listener(self, on_site: OnSite) -> OnCache | None:
-        """Call ``on_site`` for the keys and values of every attention module."""
-        sites = {index: info.sites[-2:] for index, info in self.model.cache_at.items() if info.block == self.index}
-        if not sites:
-            return None
-
-        def answer(x: torch.Tensor, site: Site) -> torch.Tensor:
-            by_token = x.transpose(1, 2)
-            replaced = on_site(site.name, by_token.reshape(-1, site.features))
-            return x if replaced is None else replaced.reshape(by_token.shape).transpose(1, 2)
-
-        def on_cache(key: torch.Tensor, value: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-            if index not in sites:
-                return key, value
-            return answer(key, sites[index][0]), answer(value, sites[index][1])
-
-        return on_cache
 
     # --- transforms ------------------------------------------------------------------------------------------
 

@@ -33,15 +33,18 @@ class Block(ABC):
     whose weights are meant for it. Replaced, never written into."""
     exact: bool = True
     """Whether ``run`` has to multiply in float32; where not, it may in the dtype that the weights are stored in."""
+    served: bool = False
+    """Where that need not be: whether it may also multiply in that of the layers' schemes, as an engine will."""
 
     @contextmanager
-    def computing(self, exact: bool) -> Iterator[None]:
-        """Set ``exact`` for a while."""
-        before, self.exact = self.exact, exact
+    def computing(self, exact: bool, served: bool = False) -> Iterator[None]:
+        """Set ``exact`` and ``served`` for a while."""
+        before = self.exact, self.served
+        self.exact, self.served = exact, served
         try:
             yield
         finally:
-            self.exact = before
+            self.exact, self.served = before
 
     @abstractmethod
     def run(
