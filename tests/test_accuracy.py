@@ -40,6 +40,7 @@ def test_the_float_model_is_the_one_the_limits_were_set_for(data, transformers_p
         ("tiny-llama", "w4a16-gptq", 4.4e-3),
         ("tiny-llama-outliers", "w4a16-hadamard-gptaq", 3.2e-3),
         ("tiny-llama-outliers", "w4a16-hadamard-guided", 2.45e-3),
+        ("tiny-llama-outliers", "w4a16-autoround", 14.5e-3),
     ],
 )
 def test_the_divergence_of_a_recipe(exported, data, engine, windows, model, recipe, limit):

@@ -10,6 +10,7 @@ from gs_autoround import AutoRound, Options
 from gs_autoround.learning import Reconstruction, learn
 from gs_autoround.rounding import Rounding
 from gs_core import Needs, QuantizationArgs, QuantizationScheme, numerics
+from gs_core.guidance import Distance
 from gs_schemas import SCHEMES, SchemaError, validate
 
 INT4 = QuantizationArgs(format="int4", granularity="channel")
@@ -77,6 +78,18 @@ def test_a_seed_decides_everything(one_product, weight, inputs):
     assert losses != learned(block, data, 20, (1,))[1]
 
 
+def test_what_means_nothing_to_the_predictions_is_left_alone(one_product, weight, inputs):
+    """Of three outputs only the first means anything."""
+    block, data = one_product(weight, INT4, inputs)
+    start = Rounding(block.layers["layer"], None).tensor()
+    distance = Distance(torch.ones(3), torch.diag(torch.tensor([1.0, 0.0, 0.0])))
+    reconstruction = Reconstruction(block, [Rounding(block.layers["layer"], None)], data, False, distance)
+    found = learn(reconstruction, 100, 4, 1 / 100, (0,))[0]["layer"]
+    assert torch.equal(found.codes[1:], start.codes[1:])
+    assert torch.equal(found.scale[1:], start.scale[1:])
+    assert not torch.equal(found.codes[0], start.codes[0])
+
+
 def test_quantized_activations_are_learned_through(one_product, weight, inputs):
     """What the engine will see is what the block computes with, and gradients pass it."""
     block, data = one_product(weight, INT4, inputs)
@@ -110,7 +123,7 @@ def test_bfloat16_learns_as_well(one_product, weight, inputs):
 
 def test_the_report_has_the_curve(one_product, weight, inputs):
     block, data = one_product(weight, INT4, inputs)
-    facts, algorithm = {}, AutoRound(Options(steps=50))
+    facts, algorithm = {}, AutoRound(Options(steps=50, learning_rate=1 / 50))
     algorithm.quantize(block, list(block.layers.values()), {}, data, lambda **told: facts.update(told))
     assert len(facts["loss"]) == 17
     assert facts["last"] < facts["loss"][0]
@@ -119,7 +132,8 @@ def test_the_report_has_the_curve(one_product, weight, inputs):
 @pytest.mark.parametrize(
     ("options", "needs"),
     [
-        ({}, Needs(data=True, gradient=True, float_stream=True)),
+        ({}, Needs(data=True, gradient=True, float_stream=True, loss=True)),
+        ({"guided": False}, Needs(data=True, gradient=True, float_stream=True)),
         ({"steps": 0}, Needs(data=True)),
         ({"steps": 0, "importance": False}, Needs()),
     ],

@@ -100,6 +100,18 @@ def test_steps_go_where_autograd_says(args, moved, weight):
         torch.testing.assert_close(value, wanted)
 
 
+def test_offsets_of_large_features_move_by_less(held, weight):
+    """By as much as the feature is larger than the median; of small ones by more, but not without end."""
+    importance = torch.ones(weight.shape[1])
+    importance[3], importance[4], importance[5] = 100.0**2, 0.5**2, 0.0
+    rounding = Rounding(held(weight, ARGS["channel symmetric"]), importance)
+    rounding.weight.grad = torch.ones(weight.shape)
+    rounding.update(0.1)
+    moved = numerics.join(rounding.offset, weight.shape, rounding.args).abs()
+    for feature, paced in ((0, 1.0), (3, 0.01), (4, 2.0), (5, 4.0)):
+        assert float(moved[:, feature].amax()) == pytest.approx(0.1 * paced), "but where a code is clipped"
+
+
 @each
 def test_offsets_choose_between_the_two_codes_around_a_weight(args, held, weight):
     rounding = Rounding(held(weight, args), None)

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from gs_core import CalibrationError, Data, Needs, QuantizationArgs, QuantizationScheme, numerics
 from gs_core.arrays import transposed
+from gs_core.guidance import LARGEST, LEAST
 from gs_gptq import GPTQ, Options, factor, solve
 from gs_gptq.grid import Grid
-from gs_gptq.guided import LARGEST, LEAST, couplings, refine_together
+from gs_gptq.guided import couplings, refine_together
 from gs_gptq.refine import refine
 
 FEATURES, GROUP, ROWS = 24, 8, 40

@@ -8,8 +8,10 @@ import torch
 from gs_autoround.rounding import Rounding
 from gs_core import Array, Block, Data, QuantizedTensor
 from gs_core.arrays import from_raw
+from gs_core.guidance import Distance
 from gs_core.streams import Pick, minibatches, pick, pick_batch
 
+PLAIN = Distance()
 CHECKS, CHECK_SAMPLES = 10, 8
 """How often the roundings are held against the best so far, and by how many samples."""
 
@@ -21,12 +23,18 @@ class Reconstruction:
     before it.
     """
 
-    def __init__(self, block: Block, roundings: Sequence[Rounding], data: Data, bfloat16: bool):
+    def __init__(
+        self,
+        block: Block,
+        roundings: Sequence[Rounding],
+        data: Data,
+        bfloat16: bool,
+        distance: Distance = PLAIN,
+    ):
         self.block, self.roundings, self.data, self.bfloat16 = block, roundings, data, bfloat16
+        self.distance = distance
 
     def loss(self, picked: Pick) -> torch.Tensor:
-        """Squared error of each token relative to the token's square, averaged over tokens: the norm that follows
-        sees all of them at one size, so that none counts for more because it is large."""
         number, rows = picked
         tokens, previous = pick_batch(self.data.batches[number], rows)
         weights = {rounding.name: rounding.weight for rounding in self.roundings}
@@ -35,7 +43,7 @@ class Reconstruction:
             hidden = self.block.run(tokens, previous, self._as_seen, weights)["hidden"].float()
         target = pick(self.data.targets[number], self.data.sizes[number], rows)["hidden"]
         wanted = torch.from_numpy(from_raw(target)).to(hidden)
-        return ((hidden - wanted).square().sum(-1) / (wanted.square().sum(-1) + 1e-30)).mean()
+        return self.distance(hidden, wanted)
 
     def _as_seen(self, name: str, x: Array) -> Array | None:
         """Activations as an engine sees them; their rounding lets gradients straight through."""

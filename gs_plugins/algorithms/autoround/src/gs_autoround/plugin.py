@@ -19,6 +19,7 @@ from gs_core import (
     hookimpl,
     namespace,
 )
+from gs_core.guidance import Distance
 from gs_core.hookspecs import Record
 from gs_schemas import QuantizationScheme
 
@@ -30,10 +31,11 @@ class Options(Strict):
     """
     steps: of gradient descent in each block; 0 learns nothing and leaves the scales and codes it would start from.
     batch_size: samples in one step.
-    learning_rate: the first step of an offset, in steps of its scale; None is ``1 / steps``. Later ones fall linearly
+    learning_rate: the first step of an offset, in steps of its scale; None is ``3 / steps``. Later ones fall linearly
         to zero.
-    importance: weigh errors by the mean square of each input feature when the scales to start from are searched.
-        Without it, and with 0 steps, no data is needed.
+    guided: weigh errors of what the block returns by what they cost the model's predictions (``gs_core.guidance``).
+    importance: weigh errors by the mean square of each input feature when the scales to start from are searched, and
+        move the offsets of large features by less. Without it, and with 0 steps, no data is needed.
     bfloat16: compute the block in bfloat16 while it learns. Faster where the processor has it.
     seed: of the order in which samples are seen.
     """
@@ -41,6 +43,7 @@ class Options(Strict):
     steps: int = Field(200, ge=0)
     batch_size: int = Field(1, gt=0)
     learning_rate: float | None = Field(None, gt=0.0)
+    guided: bool = True
     importance: bool = True
     bfloat16: bool = False
     seed: int = Field(0, ge=0)
@@ -79,7 +82,12 @@ class AutoRound(Algorithm):
 
     def needs(self, scheme: QuantizationScheme) -> Needs:
         learns = self.options.steps > 0
-        return Needs(data=learns or self.options.importance, gradient=learns, float_stream=learns)
+        return Needs(
+            data=learns or self.options.importance,
+            gradient=learns,
+            float_stream=learns,
+            loss=learns and self.options.guided,
+        )
 
     @hookimpl
     def observe(self) -> Accumulator | None:
@@ -96,8 +104,10 @@ class AutoRound(Algorithm):
         roundings = [Rounding(layer, observed.get(layer.site), data.start.get(layer.name)) for layer in layers]
         if not chosen.steps:
             return {rounding.name: rounding.tensor() for rounding in roundings}
-        rate = chosen.learning_rate or 1 / chosen.steps
-        reconstruction = Reconstruction(block, roundings, data, chosen.bfloat16)
+        rate = chosen.learning_rate or 3 / chosen.steps
+        example = roundings[0].weight.detach()
+        distance = Distance.guided(block.name, data, example) if chosen.guided else Distance()
+        reconstruction = Reconstruction(block, roundings, data, chosen.bfloat16, distance)
         seed = (chosen.seed, block.index)
         tensors, losses = learn(reconstruction, chosen.steps, chosen.batch_size, rate, seed)
         every = -(-len(losses) // CURVE)

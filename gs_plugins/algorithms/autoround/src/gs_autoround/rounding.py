@@ -9,6 +9,8 @@ LARGEST_OFFSET = 0.5
 """In steps of the scale: an offset chooses between the two codes around a weight."""
 SIGNED_BITS = 4
 """Symmetric scales of codes this narrow may be negative."""
+FASTEST = 4.0
+"""How far the offset of a small feature moves, relative to that of a usual one."""
 RANGE = (0.05, 1.2)
 """How much of its full range a scale may keep."""
 
@@ -21,7 +23,9 @@ class Rounding:
     scale's is summed over its group. No graph of the weights is built.
 
     importance: float32 ``(in,)``, how much an error in each input feature matters; None: all the same. Scales start
-    at the clipping that costs the least by it. start: codes and scales to start from instead.
+    at the clipping that costs the least by it, and offsets move by as much less as a feature is larger: a signed step
+    is as long in all of them, and in a feature of huge activations would undo what all others have learned. start:
+    codes and scales to start from instead.
     """
 
     def __init__(self, layer: Layer, importance: torch.Tensor | None, start: QuantizedTensor | None = None):
@@ -45,6 +49,7 @@ class Rounding:
             self.offset = self._offsets_to(start)
         self.keep_high = self.keep_low.clone()
         self._first = self.offset.clone()
+        self._pace = None if importance is None else numerics.split(_pace(importance).expand(self._shape), self.args)
         self.refresh()
 
     def _offsets_to(self, start: QuantizedTensor) -> torch.Tensor:
@@ -106,8 +111,8 @@ class Rounding:
     def update(self, step: float) -> None:
         """One step of signed gradient descent by the gradient that ``weight`` has collected; without one, none.
 
-        step: how far offsets move, in steps of their scale. A range moves as far as that at its outermost code: a
-        change of a scale by itself would shift large codes by more, the more codes there are.
+        step: how far the offsets of a usual feature move, in steps of their scale. A range moves as far as that at its
+        outermost code: a change of a scale by itself would shift large codes by more, the more codes there are.
         """
         if self.weight.grad is None:
             return
@@ -119,7 +124,7 @@ class Rounding:
             passed = gradient[rows] * free
             to_scale[rows] = (gradient[rows] * (codes - zero_point) - passed * steps).sum(-1)
             to_zero_point[rows] = ((passed - gradient[rows]) * scale).sum(-1)
-            self.offset[rows] -= step * passed.sign()
+            self.offset[rows] -= step * passed.sign() * (1.0 if self._pace is None else self._pace[rows])
         self.offset.clamp_(self._first - LARGEST_OFFSET, self._first + LARGEST_OFFSET)
         outermost = 2 * step / (self.args.number.maximum - self.args.number.minimum)
         for keep, slope in zip((self.keep_low, self.keep_high), self._to_range(to_scale, to_zero_point), strict=True):
@@ -136,6 +141,11 @@ class Rounding:
         scale = self.scale.float()
         slope = (to_scale + to_zero_point * low / scale**2) / codes
         return (-to_zero_point / scale - slope) * self._low, slope * self._high
+
+
+def _pace(importance: torch.Tensor) -> torch.Tensor:
+    """How far the offsets of each feature move, relative to a usual one's, ``(in,)``."""
+    return (importance.median() / importance).sqrt().nan_to_num(nan=1.0).clamp(max=FASTEST)
 
 
 def _covered(start: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ import torch
 
 from gs_core import Array, Data
 from gs_core.arrays import from_raw
+from gs_core.guidance import Distance
 from gs_core.streams import Pick, minibatches, pick, pick_batch
 from gs_flatquant.mapped import Computed, Mapped
 
@@ -14,6 +15,7 @@ FINAL = 1e-3
 """What is left of a rate at the end, relative to its start."""
 CLIP_RATE = 10.0
 """Clipping learns so many times as fast as matrices."""
+DISTANCE = Distance()
 CHECKS, CHECK_SAMPLES = 10, 8
 """How often what was learned is held against the best so far, and by how many samples."""
 
@@ -32,8 +34,7 @@ class Schedule:
 
 
 def loss(mapped: Mapped, computed: Computed, data: Data, picked: Pick) -> torch.Tensor:
-    """Squared error of each token relative to the token's square, averaged over tokens. The block is given what the
-    float blocks before it return, as its target was."""
+    """See ``gs_core.guidance.Distance``. The block is given what the float blocks before it return, as its target was."""
     number, rows = picked
     tokens, previous = pick_batch(data.floats[number], rows)
 
@@ -46,7 +47,7 @@ def loss(mapped: Mapped, computed: Computed, data: Data, picked: Pick) -> torch.
 
     hidden = mapped.block.run(tokens, previous, on_site, computed.weights)["hidden"]
     wanted = torch.from_numpy(from_raw(pick(data.targets[number], data.sizes[number], rows)["hidden"])).to(hidden)
-    return ((hidden - wanted).square().sum(-1) / (wanted.square().sum(-1) + 1e-30)).mean()
+    return DISTANCE(hidden, wanted)
 
 
 def learn(mapped: Mapped, data: Data, schedule: Schedule, maps: bool) -> list[float]:

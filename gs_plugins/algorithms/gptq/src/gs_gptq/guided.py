@@ -1,23 +1,18 @@
 """Rows that make up for each other's errors, by what a layer's outputs do to the model's predictions.
 
-GPTQ takes every output for as important as any other, and each on its own. To the model they are neither: with ``g``
-the gradient of its loss at a layer's output, errors E cost nearly ``tr(G E H Eᵀ)``, with ``G = Σ g gᵀ`` beside
-``H = Σ x xᵀ``. Tseng et al., "Model-Preserving Adaptive Rounding", https://arxiv.org/abs/2505.22988; Kim et al.,
-"GuidedQuant", https://arxiv.org/abs/2505.07004. Started from GPTQ's codes, a sweep of coordinate descent takes some
-rows at a time, whose targets are moved by what the errors of all others cost through G.
+GPTQ takes every output for as important as any other, and each on its own. To the model they are neither: errors E
+cost nearly ``tr(G E H Eᵀ)``, with G of ``gs_core.guidance`` beside ``H = Σ x xᵀ``. Started from GPTQ's codes, a sweep
+of coordinate descent takes some rows at a time, whose targets are moved by what the errors of all others cost through
+G.
 """
 
 from collections.abc import Sequence
 
-from gs_core import Array, Block, Data, Layer, namespace
-from gs_core.comparing import check_finite
+from gs_core import Array, Block, Data, Layer, guidance, namespace
 from gs_gptq.grid import Grid
 from gs_gptq.hessian import Factors
 from gs_gptq.refine import refine
 
-LEAST, LARGEST = 0.1, 4.0
-"""What is added to the eigenvalues of G, and where they end, relative to their mean: a few thousand tokens know little
-of directions that hardly matter, and what matters beyond all others would leave the rest to chance."""
 PARTS = 16
 """Into so many parts the rows are divided. Those of a part do not see each other in a sweep."""
 STEADY = 1.8
@@ -45,22 +40,15 @@ def couplings(block: Block, layers: Sequence[Layer], data: Data) -> dict[str, Ar
 
     for batch, gradient in data.gradients:
         block.backward(*batch, gradient, on_gradient)
-    for name, total in found.items():
-        check_finite(total, f"{name}: the gradient of the model's loss at its output")
-    return {name: _bounded(total) for name, total in found.items() if _mean(total) > 0}
+    known = {
+        name: guidance.bounded(total, f"{name}: the gradient of the model's loss at its output")
+        for name, total in found.items()
+    }
+    return {name: _product(*eigen) for name, eigen in known.items() if eigen is not None}
 
 
-def _mean(total: Array) -> float:
-    xp = namespace(total)
-    return float(xp.mean(xp.linalg.diagonal(total)))
-
-
-def _bounded(total: Array) -> Array:
-    """Its eigenvalues within bounds, their mean one."""
-    xp, mean = namespace(total), _mean(total)
-    values, vectors = xp.linalg.eigh(total / mean)
-    values = xp.clip(values, min=0.0, max=LARGEST) + LEAST
-    return vectors * values[None, :] @ xp.permute_dims(vectors, (1, 0)) / xp.mean(values)
+def _product(values: Array, vectors: Array) -> Array:
+    return vectors * values[None, :] @ namespace(vectors).permute_dims(vectors, (1, 0))
 
 
 def refine_together(
