@@ -34,7 +34,7 @@ class Schedule:
 
 
 def loss(mapped: Mapped, computed: Computed, data: Data, picked: Pick) -> torch.Tensor:
-    """See ``gs_core.guidance.Distance``. The block is given what the float blocks before it return, as its target was."""
+    """See ``gs_core.guidance.Distance``. The block is given what float blocks before it return, as its target was."""
     number, rows = picked
     tokens, previous = pick_batch(data.floats[number], rows)
 
