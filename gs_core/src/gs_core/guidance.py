@@ -3,6 +3,7 @@ so all of them together ``Σ e G eᵀ`` with ``G = Σ g gᵀ``. Tseng et al., "M
 https://arxiv.org/abs/2505.22988; Kim et al., "GuidedQuant", https://arxiv.org/abs/2505.07004."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Self
 
 from gs_core.arrays import Array, from_raw, like, namespace
@@ -55,15 +56,16 @@ class Distance:
         predictions do not depend on the block."""
         if not data.gradients:
             return cls()
+        *tokens, channels = data.gradients[0][1]["hidden"].shape
+        if len(data.gradients) * prod(tokens) < channels:
+            return cls()
         size = _size(data, example)
         total: Array = 0.0
-        tokens = 0
         for _, gradient in data.gradients:
             g = _rows(gradient["hidden"], example) * size
             total = total + namespace(g).permute_dims(g, (1, 0)) @ g
-            tokens += int(g.shape[0])
         found = bounded(total, f"{block}: the gradient of the model's loss at what it returns")
-        if found is None or tokens < size.shape[0]:
+        if found is None:
             return cls()
         values, vectors = found
         return cls(size, vectors * namespace(values).sqrt(values)[None, :])

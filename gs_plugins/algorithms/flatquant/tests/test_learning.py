@@ -7,7 +7,6 @@ import torch
 
 from gs_core import ChannelScale, FoldTransform, LayerInfo, QuantizationArgs, SiteTransform, numerics
 from gs_core.comparing import channel_error
-from gs_core.guidance import Distance
 from gs_core.proving import apply_proved
 from gs_core.watching import fake_quantizer
 from gs_flatquant import FlatQuant, Options
@@ -169,7 +168,7 @@ def test_what_is_rounded_is_what_was_learned(toy):
     assert refused == []
     with torch.no_grad():
         computed = mapped.compute()
-        learned = float(loss(mapped, computed, data, (0, slice(0, 4)), Distance()))
+        learned = float(loss(mapped, computed, data, (0, slice(0, 4))))
     algorithm._clips = mapped.clips
     for transform in mapped.transforms():
         block.apply(transform)

@@ -15,6 +15,7 @@ FINAL = 1e-3
 """What is left of a rate at the end, relative to its start."""
 CLIP_RATE = 10.0
 """Clipping learns so many times as fast as matrices."""
+DISTANCE = Distance()
 CHECKS, CHECK_SAMPLES = 10, 8
 """How often what was learned is held against the best so far, and by how many samples."""
 
@@ -32,8 +33,8 @@ class Schedule:
         return self.epochs * -(-sum(data.sizes) // self.samples)
 
 
-def loss(mapped: Mapped, computed: Computed, data: Data, picked: Pick, distance: Distance) -> torch.Tensor:
-    """The block is given what the float blocks before it return, as its target was."""
+def loss(mapped: Mapped, computed: Computed, data: Data, picked: Pick) -> torch.Tensor:
+    """See ``gs_core.guidance.Distance``. The block is given what float blocks before it return, as its target was."""
     number, rows = picked
     tokens, previous = pick_batch(data.floats[number], rows)
 
@@ -46,14 +47,13 @@ def loss(mapped: Mapped, computed: Computed, data: Data, picked: Pick, distance:
 
     hidden = mapped.block.run(tokens, previous, on_site, computed.weights)["hidden"]
     wanted = torch.from_numpy(from_raw(pick(data.targets[number], data.sizes[number], rows)["hidden"])).to(hidden)
-    return distance(hidden, wanted)
+    return DISTANCE(hidden, wanted)
 
 
-def learn(mapped: Mapped, data: Data, schedule: Schedule, maps: bool, distance: Distance) -> list[float]:
+def learn(mapped: Mapped, data: Data, schedule: Schedule, maps: bool) -> list[float]:
     """Train what ``mapped`` holds, in place, and leave the best that one check minibatch saw, the start among it.
 
-    maps: whether matrices and scales learn too, and not only clipping. distance: of what the block returns from what
-    the float block does. Returns every step's loss.
+    maps: whether matrices and scales learn too, and not only clipping. Returns every step's loss.
     """
     slow, fast = list(mapped.slow()) if maps else [], list(mapped.fast())
     learned = [tensor.requires_grad_() for tensor in [*slow, *fast]]
@@ -70,7 +70,7 @@ def learn(mapped: Mapped, data: Data, schedule: Schedule, maps: bool, distance: 
     def held() -> tuple[float, list[torch.Tensor]]:
         with torch.no_grad():
             computed = mapped.compute()
-            found = sum(float(loss(mapped, computed, data, p, distance)) for p in check)
+            found = sum(float(loss(mapped, computed, data, p)) for p in check)
         return found, [tensor.detach().clone() for tensor in learned]
 
     best, kept = held()
@@ -78,7 +78,7 @@ def learn(mapped: Mapped, data: Data, schedule: Schedule, maps: bool, distance: 
     for step in range(steps):
         optimizer.zero_grad()
         computed, picked = mapped.compute(), next(walk)
-        total = sum(loss(mapped, computed, data, p, distance) * (p[1].stop - p[1].start) for p in picked)
+        total = sum(loss(mapped, computed, data, p) * (p[1].stop - p[1].start) for p in picked)
         total = total / sum(p[1].stop - p[1].start for p in picked)
         # Relative to itself: the rates then mean the same in every block.
         (total / total.detach()).backward()

@@ -20,7 +20,6 @@ from gs_core import (
     hookimpl,
     numerics,
 )
-from gs_core.guidance import Distance
 from gs_core.hookspecs import Record
 from gs_core.interfaces import Transform
 from gs_core.observers import ChannelMaxima
@@ -43,7 +42,6 @@ class Options(Strict):
     o_trans: map what enters the attention's output layer: across heads at run time, within a head folded; where
         the checkpoint format cannot say that, as any other input.
     down_trans: map the inputs that no norm produces (``down_proj``).
-    guided: weigh errors of what the block returns by what they cost the model's predictions (``gs_core.guidance``).
     direct_inv: learn the matrices as they are and invert them, in place of rotations and a diagonal.
     max_factor, factor_multiple, tensor_parallel: limits of the kernels that compute the maps: the largest factor of a
         pair, what the right one must be a multiple of, and among how many devices the features are divided that no
@@ -63,7 +61,6 @@ class Options(Strict):
     lac: bool = False
     o_trans: bool = True
     down_trans: bool = True
-    guided: bool = True
     direct_inv: bool = False
     max_factor: int = Field(256, gt=1)
     factor_multiple: int = Field(1, gt=0)
@@ -100,7 +97,7 @@ class FlatQuant(Algorithm):
 
     def needs(self, scheme: QuantizationScheme) -> Needs:
         learns = bool(self.options.epochs) and not self.options.load_matrices
-        return Needs(data=True, gradient=learns, float_stream=learns, loss=learns and self.options.guided)
+        return Needs(data=True, gradient=learns, float_stream=learns)
 
     def leaves_online(self, layer: LayerInfo, hidden: int) -> Mapping[str, str]:
         kind = "clipped" if self.options.lac else "kronecker"
@@ -134,9 +131,7 @@ class FlatQuant(Algorithm):
         mapped, refused = build(block, layers, observed, chosen, data.refusal)
         schedule = Schedule(chosen.epochs, chosen.cali_bsz, chosen.flat_lr, (chosen.seed, block.index))
         if chosen.epochs:
-            example = next(iter(block.layers.values())).view()
-            distance = Distance.guided(block.name, data, example) if chosen.guided else Distance()
-            losses = learn(mapped, data, schedule, chosen.cali_trans, distance)
+            losses = learn(mapped, data, schedule, chosen.cali_trans)
             every = -(-len(losses) // CURVE)
             record(loss=[float(f"{loss:.4g}") for loss in losses[::every]], last=float(f"{losses[-1]:.4g}"))
         transforms, self._clips = mapped.transforms(), mapped.clips
