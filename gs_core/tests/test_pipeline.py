@@ -177,7 +177,7 @@ def test_a_run_to_observe_ends_when_every_site_was_heard(run, site, monkeypatch)
 
 
 def test_only_what_is_observed_may_be_computed_as_an_engine_will(run, monkeypatch):
-    """Not what it is compared with, nor what the next block gets, whose activations were rounded already."""
+    """Not what it is compared with, nor a run for the next block, whose activations were rounded already."""
     found, whole = [], ToyBlock.run
 
     def noted(block, tokens, previous, on_site=None, *rest):

@@ -52,7 +52,7 @@ class Rounded(NamedTuple):
         for rows, codes, steps in zip(*(t.split(SLICE) for t in (x, *found)), strict=True):
             scaled = rows * factor
             low, high = scaled.amin(1, keepdim=True), scaled.amax(1, keepdim=True)
-            torch.maximum(high, low.neg_(), out=steps).clamp_(min=torch.finfo(x.dtype).tiny).div_(LARGEST)
+            torch.maximum(high, low.neg_(), out=steps).clamp_(min=LARGEST * torch.finfo(x.dtype).tiny).div_(LARGEST)
             codes.copy_(scaled.div_(steps).round_())
         return found
 
