@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gs_hf import int8
 from gs_hf.int8 import Int8, Rounded
@@ -59,7 +57,8 @@ def hidden(many):
 # --- numbers ---------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(0, 1000), st.floats(1e-6, 1e6))
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
 def test_a_row_is_rounded_to_the_nearest_of_255_equal_steps(seed, size):
     x, factor = normal(70, 32, seed=seed) * size, normal(32, seed=seed + 1).abs() + 0.1
     codes, steps = Rounded.of(x, factor)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from gs_core import QuantizationArgs, QuantizationScheme
 from gs_hf.watch import identity
-from gs_schemas import QuantizationArgs, QuantizationScheme
 
 FEWEST = 256
 """Rows below which rounding the weight would cost more than the product gains."""
