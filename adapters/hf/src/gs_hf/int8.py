@@ -66,7 +66,7 @@ class Rounded(NamedTuple):
         return y
 
 
-class Site(NamedTuple):
+class Smoothed(NamedTuple):
     """What the products at a site are made of: ``state`` tells whether the weights are still as they were."""
 
     state: list[tuple]
@@ -75,7 +75,7 @@ class Site(NamedTuple):
     weights: dict[str, Rounded]
 
     @classmethod
-    def of(cls, x: torch.Tensor, weights: Mapping[str, torch.Tensor], state: list[tuple]) -> "Site":
+    def of(cls, x: torch.Tensor, weights: Mapping[str, torch.Tensor], state: list[tuple]) -> "Smoothed":
         largest = torch.maximum(x.amax(0), -x.amin(0))
         floor = max(float(largest.max()) / SPREAD, torch.finfo(x.dtype).tiny)
         scale = largest.clamp_(min=floor).sqrt_()
@@ -89,13 +89,13 @@ class Int8:
     rounded then; both again once a weight was written into."""
 
     def __init__(self) -> None:
-        self._sites: dict[str, Site] = {}
+        self._sites: dict[str, Smoothed] = {}
 
     def inputs(self, site: str, x: torch.Tensor, weights: Mapping[str, torch.Tensor]) -> Rounded:
         """What arrives at a site, ``(rows, features)``; ``weights`` are all that multiply it, ``(out, features)``."""
         state = [(*identity(weight), weight._version) for weight in weights.values()]
         if site not in self._sites or self._sites[site].state != state:
-            self._sites[site] = Site.of(x, weights, state)
+            self._sites[site] = Smoothed.of(x, weights, state)
         return Rounded.of(x, 1 / self._sites[site].scale)
 
     def product(self, site: str, x: Rounded, weight: str, bias: torch.Tensor | None = None) -> torch.Tensor:
