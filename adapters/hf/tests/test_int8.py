@@ -1,4 +1,4 @@
-"""Products in int8, where what is observed will be served so: what they lose, and where they are made."""
+"""Products in int8, where what is observed will lose as much: what they lose, and where they are made."""
 
 import numpy as np
 import pytest
@@ -132,10 +132,11 @@ def test_what_was_smoothed_since_is_not_smoothed_twice():
 
 
 @native
+@pytest.mark.parametrize("scheme", ["W8A8", "W4A16", "W2A16", "W4A4"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_will_be_served_in_int8_is_observed_so(block, hidden, family):
+def test_what_will_be_served_in_int8_or_of_fewer_bits_is_observed_so(block, hidden, family, scheme):
     """Biases and all that lies between products are as they were."""
-    made = block(family, "W8A8")
+    made = block(family, scheme)
     exact = hidden(made, served=False)
     assert 0 < error(hidden(made), exact) < 0.03
 
@@ -153,17 +154,17 @@ def test_each_site_is_heard_once_and_in_float(block, many, family):
     assert all(dtype == torch.float32 for _, dtype in seen)
 
 
-@pytest.mark.parametrize("scheme", ["W8A16", "W4A4"])
+@pytest.mark.parametrize("scheme", ["W8A16", "W8A16_KV8"])
 def test_other_schemes_are_observed_in_float(block, hidden, scheme):
     made = block("llama", scheme)
     assert torch.equal(hidden(made), hidden(made, served=False))
 
 
-def test_layers_that_share_an_input_are_all_served_in_int8_or_none(block, hidden):
+def test_layers_that_share_an_input_are_all_multiplied_so_or_none(block, hidden):
     made = block("llama", "W8A8")
     for site in made.sites.values():
         for name in site.layers[:1]:
-            made.layers[name].scheme = SCHEMES["W4A16"]
+            made.layers[name].scheme = SCHEMES["W8A16"]
     assert torch.equal(hidden(made), hidden(made, served=False))
 
 

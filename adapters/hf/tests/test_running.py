@@ -72,9 +72,13 @@ def test_products_are_in_the_stored_dtype_while_they_need_not_be_exact(saved, op
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_matrix_stays_as_it_is_stored_until_something_is_written_into_it(saved, opened, tokens, monkeypatch, family):
-    """That of a linear layer: what the numbers are, and what is computed from them, stays the same to the bit."""
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+@pytest.mark.parametrize("native", [True, False])
+def test_a_matrix_stays_as_it_is_stored_until_something_is_written_into_it(
+    saved, opened, tokens, monkeypatch, family, native
+):
+    """That of a linear layer: what the numbers are, and what is computed from them, stays the same to the bit, whether
+    products are computed in that dtype or in float32."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     block = opened(saved(family, "bfloat16")).block(0, (tokens, None))
     narrow = {name for name, value in block.parameters.items() if value.dtype == torch.bfloat16}
     assert narrow and all(block.parameters[name].ndim == 2 for name in narrow)

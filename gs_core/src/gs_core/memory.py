@@ -13,9 +13,9 @@ LARGE = 64 * 2**20
 """Arrays of this many bytes get memory of their own, which returns to the system with them. The slices that numerics
 work on are smaller, and what products are prepared in is: fresh memory for each would cost as much as the arithmetic,
 or more."""
-SPARE = 64 * 2**20
-"""Bytes that the heap may keep when they are freed. Without a word glibc would keep next to nothing from then on, and
-every slice would fault its memory in again."""
+SPARE = 2**30
+"""Bytes that the heap may keep when they are freed: all that a stage works with, until it ends (``release``). Without a
+word glibc would keep next to nothing from then on, and every slice and every batch would fault its memory in again."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 STATUS = Path("/proc/self/status")
 

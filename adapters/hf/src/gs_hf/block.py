@@ -1,7 +1,7 @@
 """One decoder block: its weights, run under observation, rewritten, and handed back.
 
-Parameters are float32, but for the matrices of linear layers where their own dtype is the one that products are
-computed in: those stay as they are stored until something is written into them.
+Parameters are float32, but for the matrices of linear layers: those stay as they are stored until something is written
+into them.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -90,9 +90,7 @@ class HFBlock(WritableBlock):
         return self.model.weights.read(place) if loaded is None else place.of(loaded)
 
     def _narrow(self) -> set[str]:
-        """Parameters that nothing but products reads, which are computed in the dtype that these are stored in."""
-        if self._dtype() == torch.float32:
-            return set()
+        """Parameters that nothing but products reads: those take them in whatever dtype they compute in."""
         mine = [
             place
             for info in self.model.layers

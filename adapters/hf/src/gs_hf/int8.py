@@ -1,9 +1,10 @@
-"""Products in int8 while a block is observed whose layers will be served in int8, weights and activations.
+"""Products in int8 while a block is observed whose layers will lose as much or more.
 
-Processors with VNNI instructions make them four times as fast as float32's. What is observed is then what arrives in a
-model that computes as its engine will: activations rounded for each token, weights for each row, and the channels of
-large activations smoothed by the square root of their largest magnitude (SmoothQuant, https://arxiv.org/abs/2211.10438,
-equation 4 without its second factor), which no outlier then drowns.
+Processors with VNNI instructions make them four times as fast as float32's. Activations are rounded for each token,
+weights for each row, and the channels of large activations smoothed by the square root of their largest magnitude
+(SmoothQuant, https://arxiv.org/abs/2211.10438, equation 4 without its second factor), which no outlier then drowns. That
+moves an output by about a hundredth of it. An engine that multiplies in int8 does the same; weights of four bits move it
+by a tenth, and whoever is calibrated on a float model's activations will meet ones that are off by so much.
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ FEWEST = 256
 SLICE = 64
 """Rows that stay in a processor's cache from one step to the next."""
 LARGEST = 127
+COARSE = 4
+"""Bits of weights whose rounding costs a hundred times what int8's does."""
 SPREAD = 2.0**10
 """A channel's magnitude is taken for at least the largest one's divided by this: one that slept in the first batch may
 wake in the next."""
@@ -30,9 +33,11 @@ def fast(device: str) -> bool:
     return device == "cpu" and torch.cpu._is_vnni_supported()
 
 
-def asked(scheme: QuantizationScheme | None) -> bool:
-    """Whether an engine multiplies in int8 by this scheme."""
-    return scheme is not None and _is_int8(scheme.weights) and _is_int8(scheme.inputs)
+def enough(scheme: QuantizationScheme | None) -> bool:
+    """Whether a layer of this scheme loses as much when it is served, or far more."""
+    if scheme is None or scheme.weights is None:
+        return False
+    return scheme.weights.bits <= COARSE or (_is_int8(scheme.weights) and _is_int8(scheme.inputs))
 
 
 def _is_int8(args: QuantizationArgs | None) -> bool:

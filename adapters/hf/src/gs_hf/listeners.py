@@ -60,7 +60,7 @@ def _is_int8(block: "HFBlock", site: str, rows: int) -> bool:
     if block.exact or not block.served or rows < int8.FEWEST or not int8.fast(block.model.device):
         return False
     linear = all(block.is_linear(parameter) for parameter, _ in block.model.found.keys_at[site])
-    return linear and all(int8.asked(block.layers[name].scheme) for name in block.sites[site].layers)
+    return linear and all(int8.enough(block.layers[name].scheme) for name in block.sites[site].layers)
 
 
 def _stand_in(block: "HFBlock", use: Use, weights: Mapping[str, torch.Tensor]) -> torch.Tensor | None:

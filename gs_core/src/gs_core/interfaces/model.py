@@ -34,7 +34,7 @@ class Block(ABC):
     exact: bool = True
     """Whether ``run`` has to multiply in float32; where not, it may in the dtype that the weights are stored in."""
     served: bool = False
-    """Where that need not be: whether it may also multiply in that of the layers' schemes, as an engine will."""
+    """Where that need not be: whether it may also round what it multiplies, by less than the layers' schemes will."""
 
     @contextmanager
     def computing(self, exact: bool, served: bool = False) -> Iterator[None]:
