@@ -4,8 +4,8 @@ from checkpoints import Shape
 
 FACTORISATIONS = "factorisations"
 """All but these may be multiplied in the dtype that the model is stored in."""
-SERVED = "forward in int8"
-"""What will be served in int8 may be multiplied so."""
+FORWARD = "forward in int8"
+"""What loses more by four bits, or is served in int8, may be observed so."""
 
 
 def sites(shape: Shape) -> list[tuple[int, int]]:
@@ -53,7 +53,7 @@ def sweep(shape: Shape) -> int:
 
 def necessary(recipe: str, shape: Shape) -> dict[str, int]:
     """By name; what is linear in the weights (rounding, searching scales) is not counted."""
-    runs = {SERVED if "w8a8" in recipe else "forward": forward(shape), "attention": attention(shape)}
+    runs = {FORWARD: forward(shape), "attention": attention(shape)}
     if "gptq" in recipe:
         return runs | {
             "Hessians": hessians(shape),
@@ -67,7 +67,8 @@ def necessary(recipe: str, shape: Shape) -> dict[str, int]:
 
 
 def seconds(parts: dict[str, int], rates: dict[str, float]) -> dict[str, float]:
-    """At the machine's rates: factorisations in float32, all else in bfloat16 where that is faster."""
+    """At the machine's rates: factorisations in float32, the forward in the fastest, all else in bfloat16 where that is
+    faster than float32."""
     narrow = max(rates["float32"], rates["bfloat16"])
-    by_name = {FACTORISATIONS: rates["float32"], SERVED: max(rates.values())}
+    by_name = {FACTORISATIONS: rates["float32"], FORWARD: max(rates.values())}
     return {name: ops / by_name.get(name, narrow) for name, ops in parts.items()}
