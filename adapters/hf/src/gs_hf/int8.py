@@ -52,12 +52,12 @@ class Rounded(NamedTuple):
 
     @classmethod
     def of(cls, x: torch.Tensor, factor: torch.Tensor) -> "Rounded":
-        """``x * factor``: ``(rows, features)`` and ``(features,)``."""
+        """``x * factor``: ``(rows, features)`` of any dtype, and float32 ``(features,)``."""
         found = cls(torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1))
         for rows, codes, steps in zip(*(t.split(SLICE) for t in (x, *found)), strict=True):
-            scaled = rows * factor
+            scaled = rows.float() * factor
             low, high = scaled.amin(1, keepdim=True), scaled.amax(1, keepdim=True)
-            torch.maximum(high, low.neg_(), out=steps).clamp_(min=LARGEST * torch.finfo(x.dtype).tiny).div_(LARGEST)
+            torch.maximum(high, low.neg_(), out=steps).clamp_(min=LARGEST * torch.finfo(factor.dtype).tiny).div_(LARGEST)
             codes.copy_(scaled.div_(steps).round_())
         return found
 
@@ -86,7 +86,7 @@ class Smoothed(NamedTuple):
         scale = largest.clamp_(min=floor).sqrt_()
         # While its storage is referred to, no other tensor has its identity; its numbers are not kept.
         storages = [StorageWeakRef(weight.untyped_storage()) for weight in weights.values()]
-        return cls(state, storages, scale, {n: Rounded.of(w.float(), scale) for n, w in weights.items()})
+        return cls(state, storages, scale, {n: Rounded.of(w, scale) for n, w in weights.items()})
 
 
 class Int8:

@@ -177,8 +177,8 @@ class GPTQ(Algorithm):
         for group in _groups(layers):
             args, dtype = group[0].args, group[0].dtype
             # The weight has no name here: it is gone when its rounding begins.
-            target = arrivals.target(_joined(group), factored.solve)
-            whole = self._solve(target, factored, args, dtype, _coupled(group, coupled))
+            rows = _coupled(group, coupled)
+            whole = self._solve(arrivals.target(_joined(group), factored.solve), factored, args, dtype, rows)
             found |= _divide(whole, group)
         return found
 
