@@ -2,9 +2,9 @@
 
 Processors with VNNI instructions make them four times as fast as float32's. Activations are rounded for each token,
 weights for each row, and the channels of large activations smoothed by the square root of their largest magnitude
-(SmoothQuant, https://arxiv.org/abs/2211.10438, equation 4 without its second factor), which no outlier then drowns. That
-moves an output by about a hundredth of it. An engine that multiplies in int8 does the same; weights of four bits move it
-by a tenth, and whoever is calibrated on a float model's activations will meet ones that are off by so much.
+(SmoothQuant, https://arxiv.org/abs/2211.10438, equation 4 without its second factor), which no outlier then drowns.
+That moves an output by about a hundredth of it. An engine that multiplies in int8 does the same; weights of four bits
+move it by a tenth, and whoever is calibrated on a float model's activations will meet ones that are off by so much.
 """
 
 from collections.abc import Mapping
@@ -21,6 +21,7 @@ FEWEST = 256
 SLICE = 64
 """Rows that stay in a processor's cache from one step to the next."""
 LARGEST = 127
+TINY = torch.finfo(torch.float32).tiny
 COARSE = 4
 """Bits of weights whose rounding costs a hundred times what int8's does."""
 SPREAD = 2.0**10
@@ -57,7 +58,7 @@ class Rounded(NamedTuple):
         for rows, codes, steps in zip(*(t.split(SLICE) for t in (x, *found)), strict=True):
             scaled = rows.float() * factor
             low, high = scaled.amin(1, keepdim=True), scaled.amax(1, keepdim=True)
-            torch.maximum(high, low.neg_(), out=steps).clamp_(min=LARGEST * torch.finfo(factor.dtype).tiny).div_(LARGEST)
+            torch.maximum(high, low.neg_(), out=steps).clamp_(min=LARGEST * TINY).div_(LARGEST)
             codes.copy_(scaled.div_(steps).round_())
         return found
 
@@ -82,7 +83,7 @@ class Smoothed(NamedTuple):
     @classmethod
     def of(cls, x: torch.Tensor, weights: Mapping[str, torch.Tensor], state: list[tuple]) -> "Smoothed":
         largest = torch.maximum(x.amax(0), -x.amin(0))
-        floor = max(float(largest.max()) / SPREAD, torch.finfo(x.dtype).tiny)
+        floor = max(float(largest.max()) / SPREAD, TINY)
         scale = largest.clamp_(min=floor).sqrt_()
         # While its storage is referred to, no other tensor has its identity; its numbers are not kept.
         storages = [StorageWeakRef(weight.untyped_storage()) for weight in weights.values()]
