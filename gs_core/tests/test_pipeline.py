@@ -176,18 +176,18 @@ def test_a_run_to_observe_ends_when_every_site_was_heard(run, site, monkeypatch)
     assert set(Counting.seen) == {8 * 24}
 
 
-def test_only_what_is_observed_may_be_computed_as_an_engine_will(run, monkeypatch):
+def test_only_a_run_to_observe_may_round_what_it_multiplies(run, monkeypatch):
     """Not what it is compared with, nor a run for the next block, whose activations were rounded already."""
     found, whole = [], ToyBlock.run
 
     def noted(block, tokens, previous, on_site=None, *rest):
-        found.append((getattr(on_site, "__name__", None), block.served))
+        found.append((getattr(on_site, "__name__", None), block.observing))
         return whole(block, tokens, previous, on_site, *rest)
 
     monkeypatch.setattr(ToyBlock, "run", noted)
     run(scheme="W8A8", algorithms=["centre"])
     assert {name for name, _ in found} == {None, "listen", "remember", "replace"}
-    assert all(served == (name == "listen") for name, served in found)
+    assert all(observing == (name == "listen") for name, observing in found)
 
 
 def test_only_the_activations_that_are_still_needed_are_kept(run, out):

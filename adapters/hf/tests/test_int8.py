@@ -45,10 +45,10 @@ def block(saved, opened, many):
 
 @pytest.fixture
 def hidden(many):
-    """``(block, replaced={}, exact=False, served=True)``: what a block returns; ``replaced``: by site."""
+    """``(block, replaced={}, exact=False, observing=True)``: what a block returns; ``replaced``: by site."""
 
-    def run(block, replaced=None, exact=False, served=True):
-        with block.computing(exact, served):
+    def run(block, replaced=None, exact=False, observing=True):
+        with block.computing(exact, observing):
             return block.run(many, None, lambda site, x: (replaced or {}).get(site))["hidden"]
 
     return run
@@ -137,7 +137,7 @@ def test_what_was_smoothed_since_is_not_smoothed_twice():
 def test_what_will_be_served_in_int8_or_of_fewer_bits_is_observed_so(block, hidden, family, scheme):
     """Biases and all that lies between products are as they were."""
     made = block(family, scheme)
-    exact = hidden(made, served=False)
+    exact = hidden(made, observing=False)
     assert 0 < error(hidden(made), exact) < 0.03
 
 
@@ -145,7 +145,7 @@ def test_what_will_be_served_in_int8_or_of_fewer_bits_is_observed_so(block, hidd
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_each_site_is_heard_once_and_in_float(block, many, family):
     made, seen = block(family, "W8A8"), []
-    with made.computing(exact=False, served=True):
+    with made.computing(exact=False, observing=True):
         made.run(many, None, lambda site, x: seen.append((site, x.dtype)))
     with made.computing(exact=True):
         expected = []
@@ -157,7 +157,7 @@ def test_each_site_is_heard_once_and_in_float(block, many, family):
 @pytest.mark.parametrize("scheme", ["W8A16", "W8A16_KV8"])
 def test_other_schemes_are_observed_in_float(block, hidden, scheme):
     made = block("llama", scheme)
-    assert torch.equal(hidden(made), hidden(made, served=False))
+    assert torch.equal(hidden(made), hidden(made, observing=False))
 
 
 def test_layers_that_share_an_input_are_all_multiplied_so_or_none(block, hidden):
@@ -165,25 +165,25 @@ def test_layers_that_share_an_input_are_all_multiplied_so_or_none(block, hidden)
     for site in made.sites.values():
         for name in site.layers[:1]:
             made.layers[name].scheme = SCHEMES["W8A16"]
-    assert torch.equal(hidden(made), hidden(made, served=False))
+    assert torch.equal(hidden(made), hidden(made, observing=False))
 
 
-@pytest.mark.parametrize("given", [{"exact": True}, {"served": False}])
+@pytest.mark.parametrize("given", [{"exact": True}, {"observing": False}])
 def test_nothing_is_where_products_have_to_be_exact(block, hidden, given):
     made = block("llama", "W8A8")
     plain = block("llama", "W8A16")
-    assert torch.equal(hidden(made, **given), hidden(plain, exact=True, served=False))
+    assert torch.equal(hidden(made, **given), hidden(plain, exact=True, observing=False))
 
 
 def test_nothing_is_where_the_processor_has_no_such_products(block, hidden, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     made = block("llama", "W8A8")
-    assert torch.equal(hidden(made), hidden(made, served=False))
+    assert torch.equal(hidden(made), hidden(made, observing=False))
 
 
 def test_nothing_is_rounded_for_few_tokens(block, tokens):
     made = block("llama", "W8A8")
-    with made.computing(exact=False, served=True):
+    with made.computing(exact=False, observing=True):
         found = made.run(tokens, None, lambda site, x: None)["hidden"]
     assert torch.equal(found, made.run(tokens, None)["hidden"])
 
@@ -193,4 +193,4 @@ def test_what_stands_in_for_an_activation_is_multiplied_as_it_is(block, hidden, 
     made, arrived = block("llama", "W8A8"), {}
     with made.computing(exact=True):
         made.run(many, None, lambda site, x: arrived.__setitem__(site, x.clone()))
-    assert torch.equal(hidden(made, arrived), hidden(made, arrived, served=False))
+    assert torch.equal(hidden(made, arrived), hidden(made, arrived, observing=False))

@@ -147,7 +147,7 @@ class Watch:
                 with self.block.computing(self.exact):
                     self.block.run(*self.floats[number], remember)
             try:
-                with self.block.computing(self.exact, served=True):
+                with self.block.computing(self.exact, observing=True):
                     returned = self.block.run(*batch, listen)
             except Heard:
                 continue

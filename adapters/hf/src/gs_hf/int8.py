@@ -3,8 +3,9 @@
 Processors with VNNI instructions make them four times as fast as float32's. Activations are rounded for each token,
 weights for each row, and the channels of large activations smoothed by the square root of their largest magnitude
 (SmoothQuant, https://arxiv.org/abs/2211.10438, equation 4 without its second factor), which no outlier then drowns.
-That moves an output by about a hundredth of it. An engine that multiplies in int8 does the same; weights of four bits
-move it by a tenth, and whoever is calibrated on a float model's activations will meet ones that are off by so much.
+That moves the median layer's output by 0.6 % of it on tiny-llama, 1.7 % beside outliers. An engine that multiplies in
+int8 does the same; weights of four bits move it by 7 and 11 %, and whoever is calibrated on a float model's activations
+will meet ones that are off by so much.
 """
 
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ SLICE = 64
 LARGEST = 127
 TINY = torch.finfo(torch.float32).tiny
 COARSE = 4
-"""Bits of weights whose rounding costs a hundred times what int8's does."""
+"""Bits of weights whose rounding costs, in squares, over forty times what int8's does."""
 SPREAD = 2.0**10
 """A channel's magnitude is taken for at least the largest one's divided by this: one that slept in the first batch may
 wake in the next."""

@@ -57,7 +57,7 @@ def listener(block: "HFBlock", on_site: OnSite | None, weights: Mapping[str, tor
 
 def _is_int8(block: "HFBlock", site: str, rows: int) -> bool:
     """Whether the products of what is observed at a site are made in int8."""
-    if block.exact or not block.served or rows < int8.FEWEST or not int8.fast(block.model.device):
+    if block.exact or not block.observing or rows < int8.FEWEST or not int8.fast(block.model.device):
         return False
     linear = all(block.is_linear(parameter) for parameter, _ in block.model.found.keys_at[site])
     return linear and all(int8.enough(block.layers[name].scheme) for name in block.sites[site].layers)

@@ -33,18 +33,18 @@ class Block(ABC):
     whose weights are meant for it. Replaced, never written into."""
     exact: bool = True
     """Whether ``run`` has to multiply in float32; where not, it may in the dtype that the weights are stored in."""
-    served: bool = False
+    observing: bool = False
     """Where that need not be: whether it may also round what it multiplies, by less than the layers' schemes will."""
 
     @contextmanager
-    def computing(self, exact: bool, served: bool = False) -> Iterator[None]:
-        """Set ``exact`` and ``served`` for a while."""
-        before = self.exact, self.served
-        self.exact, self.served = exact, served
+    def computing(self, exact: bool, observing: bool = False) -> Iterator[None]:
+        """Set ``exact`` and ``observing`` for a while."""
+        before = self.exact, self.observing
+        self.exact, self.observing = exact, observing
         try:
             yield
         finally:
-            self.exact, self.served = before
+            self.exact, self.observing = before
 
     @abstractmethod
     def run(

@@ -177,8 +177,9 @@ class GPTQ(Algorithm):
         for group in _groups(layers):
             args, dtype = group[0].args, group[0].dtype
             # The weight has no name here: it is gone when its rounding begins.
-            rows = _coupled(group, coupled)
-            whole = self._solve(arrivals.target(_joined(group), factored.solve), factored, args, dtype, rows)
+            whole = self._solve(
+                arrivals.target(_joined(group), factored.solve), factored, args, dtype, _coupled(group, coupled)
+            )
             found |= _divide(whole, group)
         return found
 
