@@ -56,6 +56,17 @@ def test_the_function_is_kept_and_undoing_restores_every_bit(first_block, tokens
     assert torch.equal(block.run(tokens, None)["hidden"], before)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_the_checkpoint_still_holds_is_read_again_and_not_copied(first_block, dtype):
+    block = first_block("llama", dtype)
+    name = "model.layers.0.mlp.up_proj.weight"
+    original, before = block.original(name), block.parameters[name].clone()
+    block.parameter(name).mul_(2)
+    assert torch.equal(original(), before)
+    assert block.original(name) is None, "the checkpoint no longer says what it holds"
+    assert block.original("model.layers.0.mlp.down_proj.weight") is not None
+
+
 def described(folds) -> list[tuple]:
     index = [None if fold.index is None else fold.index.tolist() for fold in folds]
     return [(f.producer, f.sites, f.channels, i, f.head) for f, i in zip(folds, index, strict=True)]

@@ -10,7 +10,7 @@ from gs_core.interfaces import Block, ChannelScale, FoldTransform, Transform
 from gs_core.numerics import slices
 
 Keep = Callable[[str], Array]
-"""Gives a parameter, float32, to be written into, having put a copy aside."""
+"""Gives a parameter, float32, to be written into, once it is sure that what it was can be had back."""
 Change = Callable[[Array], Array]
 """``(rows, features)`` to the same shape."""
 
@@ -37,6 +37,10 @@ class WritableBlock(Block):
     @abstractmethod
     def parameter(self, name: str) -> Array:
         """A parameter, float32, to be written into."""
+
+    def original(self, name: str) -> Callable[[], Array] | None:
+        """Reads anew what a parameter holds, where the source still says that; ``None``: only a copy would."""
+        return None
 
     @abstractmethod
     def stored_dtype(self, parameter: str) -> str:
@@ -77,26 +81,31 @@ class WritableBlock(Block):
         except ValueError:
             undo()
             raise
-        self.changed = changed | set(kept.values)
+        self.changed = changed | set(kept.before)
         return transform, undo
 
 
 class Kept:
-    """Copies of the parameters that are written into: a ``Keep``."""
+    """What the parameters that are written into were before: a ``Keep``. Copied where it cannot be read again."""
 
     def __init__(self, block: WritableBlock):
         self._block = block
-        self.values: dict[str, Array] = {}
+        self.before: dict[str, Callable[[], Array]] = {}
 
     def __call__(self, name: str) -> Array:
-        value = self._block.parameter(name)
-        if name not in self.values:
-            self.values[name] = namespace(value).asarray(value, copy=True)
+        if name in self.before:
+            return self._block.parameter(name)
+        original, value = self._block.original(name), self._block.parameter(name)
+        self.before[name] = original or _always(namespace(value).asarray(value, copy=True))
         return value
 
     def restore(self) -> None:
-        for name, value in self.values.items():
-            self._block.parameter(name)[...] = value
+        for name, before in self.before.items():
+            self._block.parameter(name)[...] = before()
+
+
+def _always(value: Array) -> Callable[[], Array]:
+    return lambda: value
 
 
 def _apply(block: WritableBlock, transform: Transform, keep: Keep) -> Transform:

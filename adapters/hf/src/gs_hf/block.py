@@ -5,6 +5,7 @@ into them.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,6 +67,7 @@ class HFBlock(WritableBlock):
         self._probe = probe
         self.int8 = Int8()
         self.changed: set[str] = set()
+        self._written: set[str] = set()
         self.norms: dict[str, Norm] = {}
         self.sites = model.sites(index)
         self.layers: dict[str, Layer] = {
@@ -178,9 +180,18 @@ class HFBlock(WritableBlock):
         return () if self._probe is None else find_folds(self, self._probe)
 
     def parameter(self, name: str) -> torch.Tensor:
+        self._written.add(name)
         if self.parameters[name].dtype != torch.float32:
             self.parameters[name] = self.model.weights.widen(name, self.parameters[name])
         return self.parameters[name]
+
+    def original(self, name: str) -> Callable[[], torch.Tensor] | None:
+        return None if name in self._written | self.changed else partial(self._read, name)
+
+    def _read(self, name: str) -> torch.Tensor:
+        value = self.model.weights.value(name)
+        assert value is not None, "it was loaded"
+        return value
 
     def producing(self, layer: str, keep: Keep) -> tuple[torch.Tensor, torch.Tensor | None]:
         (place,) = self.model.found.places[layer]
