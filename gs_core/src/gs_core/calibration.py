@@ -11,7 +11,8 @@ from gs_core.errors import CalibrationError
 
 Tokenize = Callable[[str], np.ndarray]
 
-TOKENS_PER_BATCH = 2048
+# Enough rows for products to be at their fastest; what lies between products would sooner stay in a cache.
+TOKENS_PER_BATCH = 1024
 # Text is read until it surely holds enough tokens; a tokenizer rarely packs more than this into one.
 CHARACTERS_PER_TOKEN = 16
 # As many times the tokens needed are read, so that the windows spread over more of the text.
