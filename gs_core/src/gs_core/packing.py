@@ -32,7 +32,7 @@ class Outcome:
 def pack_layer(
     plan: Plan, watch: Watch, layer: Layer, tensor: QuantizedTensor, static: StaticInput | None, outcome: Outcome
 ) -> None:
-    """Add a layer to the outcome; the block computes with its rounded weight from now on.
+    """Add a layer to the outcome; the block computes with its rounded weight from now on, where that will be seen.
 
     static: the parameters of its input, where its site has some. Raises ``CheckpointError`` where they are missing.
     """
@@ -40,7 +40,8 @@ def pack_layer(
     error, of = _error(watch, layer, rounded, static)
     if watch.batches and of == "weight":
         outcome.notes.append(f"{layer.name}: no calibration token reached it; quantized from its weight alone")
-    layer.set_weight(rounded)
+    if not plan.float_only:
+        layer.set_weight(rounded)
     if layer.scheme.inputs is None or layer.scheme.inputs.dynamic:
         static = None
     elif static is None:

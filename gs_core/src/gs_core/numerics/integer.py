@@ -64,11 +64,14 @@ def decode(codes: Array, scale: Array, zero_point: Array | None) -> Array:
 
 def rounded(x: Array, scale: Array, zero_point: Array | None, args: QuantizationArgs) -> Array:
     """What the codes of ``x`` stand for, in float32."""
-    values = encode(x, scale, zero_point, args)
+    return _decode_in_place(encode(x, scale, zero_point, args), scale, zero_point)
+
+
+def _decode_in_place(codes: Array, scale: Array, zero_point: Array | None) -> Array:
     if zero_point is not None:
-        values -= zero_point
-    values *= scale
-    return values
+        codes -= zero_point
+    codes *= scale
+    return codes
 
 
 def code_dtype(args: QuantizationArgs) -> str:
@@ -117,9 +120,10 @@ def dequantize(tensor: QuantizedTensor) -> Array:
         if tensor.group_index is not None:
             scale = xp.take(scale[:, :, 0], tensor.group_index, axis=1)
             zero_point = None if zero_point is None else xp.take(zero_point[:, :, 0], tensor.group_index, axis=1)
-            weight[rows, :] = decode(part, scale, zero_point)
+            weight[rows, :] = _decode_in_place(part, scale, zero_point)
         else:
-            weight[rows, :] = groups.join(decode(groups.split(part, args), scale, zero_point), part.shape, args)
+            found = _decode_in_place(groups.split(part, args), scale, zero_point)
+            weight[rows, :] = groups.join(found, part.shape, args)
     return weight
 
 

@@ -89,7 +89,7 @@ class SmoothQuant(Algorithm):
         observed = {site: seen[site] for site in layers}
         auto = self.options.alpha == "auto"
         activation = fold.reduce_max([x.maxima if auto else x for x in observed.values()])
-        weight = fold.reduce_max([_column_maxima(layer.view()) for site in layers for layer in layers[site]])
+        weight = fold.reduce_max([_column_maxima(layer) for site in layers for layer in layers[site]])
         xp = namespace(activation)
         activation, weight = xp.clip(activation, min=SMALLEST), xp.clip(weight, min=SMALLEST)
 
@@ -99,6 +99,7 @@ class SmoothQuant(Algorithm):
         return search(fold, layers, observed, scale) if auto else scale(self.options.alpha)
 
 
-def _column_maxima(weight: Array) -> Array:
-    xp = namespace(weight)
-    return xp.max(xp.abs(weight), axis=0)
+def _column_maxima(layer: Layer) -> Array:
+    found = ChannelMaxima()
+    found.update(layer.view())
+    return found.result()
