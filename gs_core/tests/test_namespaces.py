@@ -58,7 +58,7 @@ def test_activations(args):
 def test_observers(args, observer):
     found, args = [], args.model_copy(update={"observer": observer})
     for make in (np.asarray, strict):
-        limits, sample = limits_of(args), Sample(batches=2)
+        limits, sample = limits_of(args), Sample()
         for accumulator in (limits, sample):
             accumulator.update(make(X))
             accumulator.update(make(2 * X))

@@ -1,6 +1,7 @@
 """Statistics of what arrives at sites."""
 
 import weakref
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import given
@@ -35,7 +36,7 @@ def test_maxima_are_over_all_batches(seen):
 
 @given(batches, arrays(np.float32, 3, elements=st.floats(0.125, 8, width=32)))
 def test_rescaling_is_as_if_the_data_had_been_scaled(seen, scale):
-    for kind in (Range, ChannelMaxima, lambda: Sample(len(seen))):
+    for kind in (Range, ChannelMaxima, lambda: Sample()):
         before, after = kind(), kind()
         for x in seen:
             before.update(x)
@@ -44,26 +45,37 @@ def test_rescaling_is_as_if_the_data_had_been_scaled(seen, scale):
         assert np.array_equal(before.result(), after.result())
 
 
-def test_a_sample_is_spread_over_batches_and_rows():
-    sample = Sample(batches=4)
+def test_a_sample_is_of_all_rows_alike():
+    """Rows at equal distances would be the same few tokens of every sequence."""
+    sample = Sample()
     for batch in range(4):
         rows = np.arange(1000, dtype=np.float32) + 1000 * batch
         sample.update(rows[:, None])
     result = sample.result()[:, 0]
-    assert len(result) == SAMPLE_ROWS
-    assert np.array_equal(np.unique(result // 1000, return_counts=True)[1], [64] * 4)
-    assert np.ptp(result[:64]) > 900
+    assert len(result) == SAMPLE_ROWS and (np.diff(result) > 0).all()
+    assert np.unique(result // 1000, return_counts=True)[1].min() > SAMPLE_ROWS // 8
+    assert len(np.unique(result % 128)) > 100, "of sequences of 128 tokens nearly every position"
+
+
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=12), st.integers(1, 300))
+def test_a_sample_is_the_same_in_whatever_batches(sizes, size):
+    x = np.arange(sum(sizes) + 1, dtype=np.float32)[:, None]
+    whole, parts = Sample(size), Sample(size)
+    whole.update(x)
+    for start, stop in pairwise(np.cumsum([0, *sizes, 1])):
+        parts.update(x[start:stop])
+    assert np.array_equal(whole.result(), parts.result()) and len(whole.result()) == min(len(x), size)
 
 
 def test_a_sample_of_little_is_all_of_it():
-    sample = Sample(batches=1)
+    sample = Sample()
     x = np.random.default_rng(0).standard_normal((10, 3))
     sample.update(x)
     assert (sample.result() == x).all()
 
 
 def test_a_sample_keeps_no_activation_alive():
-    sample, x = Sample(batches=1), np.ones((1000, 4), np.float32)
+    sample, x = Sample(), np.ones((1000, 4), np.float32)
     whole = weakref.ref(x)
     sample.update(x)
     del x

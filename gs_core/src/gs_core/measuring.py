@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from gs_core import numerics
 from gs_core.arrays import Array, namespace
 from gs_core.interfaces import Accumulator, Layer
-from gs_core.observers import Range, limits_of, static_input
+from gs_core.observers import Range, Sample, limits_of, static_input
 from gs_schemas import QuantizationArgs
 
-TOKENS = 256
-"""Tokens of a site to measure with; up to twice as many are kept."""
+TOKENS = 512
+"""Tokens of a site to measure with."""
 WEIGHTS = 2**19
 """Weights of a layer to measure with: whole rows, evenly spread."""
 
@@ -30,30 +30,20 @@ class Seen:
 
 
 class Watcher(Accumulator):
-    """Collects ``Seen``. Of all tokens it keeps every n-th, n doubled each time that there are too many."""
+    """Collects ``Seen``."""
 
     def __init__(self) -> None:
-        self._ends = Range()
-        self._kept: list[Array] = []
-        self._step, self._count = 1, 0
+        self._ends, self._sample = Range(), Sample(TOKENS)
 
     def update(self, x: Array) -> None:
-        xp = namespace(x)
         self._ends.update(x)
-        first = -self._count % self._step
-        if first < x.shape[0]:
-            self._kept.append(xp.asarray(x[first :: self._step, :], copy=True))
-        self._count += x.shape[0]
-        while -(-self._count // self._step) > 2 * TOKENS:
-            self._kept = [xp.asarray(xp.concat(self._kept)[::2, :], copy=True)]
-            self._step *= 2
+        self._sample.update(x)
 
     def rescale(self, scale: Array) -> bool:
-        self._kept = [rows / scale for rows in self._kept]
-        return self._ends.rescale(scale)
+        return self._sample.rescale(scale) and self._ends.rescale(scale)
 
     def result(self) -> Seen:
-        return Seen(namespace(self._kept[0]).concat(self._kept), *self._ends.result())
+        return Seen(self._sample.result(), *self._ends.result())
 
 
 @dataclass(frozen=True)

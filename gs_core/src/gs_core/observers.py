@@ -1,6 +1,8 @@
 """Statistics of what arrives at a site: ranges of static activations and a sample to judge by, which the line collects
 itself, and the maxima of channels, which several algorithms ask for."""
 
+import numpy as np
+
 from gs_core import numerics
 from gs_core.arrays import Array, device, namespace
 from gs_core.histogram import Histogram
@@ -78,17 +80,31 @@ class Average(Accumulator):
 
 
 class Sample(Accumulator):
-    """A few rows, evenly spread over the batches, ``(≤ SAMPLE_ROWS, features)`` float32."""
+    """Some of all rows, each as likely as another, in their order: float32 ``(≤ size, features)``.
 
-    def __init__(self, batches: int):
-        self._per_batch = -(-SAMPLE_ROWS // batches)
+    At equal distances they would be the same few positions of every sequence, and the first tokens of a sequence are
+    unlike all others. Every row draws a number, and the smallest are kept.
+    """
+
+    def __init__(self, size: int = SAMPLE_ROWS):
+        self._size, self._limit = size, 1.0
+        self._random = np.random.default_rng(0)
+        self._drawn = np.empty(0)
         self._rows: list[Array] = []
 
     def update(self, x: Array) -> None:
-        step = max(1, x.shape[0] // self._per_batch)
-        rows = x[: min(x.shape[0], step * self._per_batch) : step, ...]
-        # A copy: a view would keep every activation of every batch in memory.
-        self._rows.append(namespace(x).asarray(rows, copy=True))
+        drawn = self._random.random(x.shape[0])
+        chosen = np.flatnonzero(drawn < min(self._limit, _smallest(drawn, self._size)))
+        self._rows.append(_take(x, chosen))
+        self._drawn = np.concatenate([self._drawn, drawn[chosen]])
+        if len(self._drawn) > 2 * self._size:
+            self._trim()
+
+    def _trim(self) -> None:
+        self._limit = min(self._limit, _smallest(self._drawn, self._size))
+        chosen = np.flatnonzero(self._drawn < self._limit)
+        self._rows = [_take(namespace(self._rows[0]).concat(self._rows, axis=0), chosen)]
+        self._drawn = self._drawn[chosen]
 
     def rescale(self, scale: Array) -> bool:
         self._rows = [rows / scale for rows in self._rows]
@@ -99,9 +115,19 @@ class Sample(Accumulator):
         return True
 
     def result(self) -> Array:
-        xp = namespace(self._rows[0])
-        rows = xp.concat(self._rows, axis=0)
-        return rows[: min(rows.shape[0], SAMPLE_ROWS), ...]
+        self._trim()
+        return self._rows[0]
+
+
+def _smallest(drawn: np.ndarray, count: int) -> float:
+    """What ``count`` of these numbers between 0 and 1 lie below."""
+    return float(np.partition(drawn, count)[count]) if len(drawn) > count else 1.0
+
+
+def _take(x: Array, rows: np.ndarray) -> Array:
+    """A copy: a view would keep every activation of every batch in memory."""
+    xp = namespace(x)
+    return xp.take(x, xp.asarray(rows, device=device(x)), axis=0)
 
 
 Limits = Range | Average | Histogram

@@ -14,7 +14,7 @@ from gs_core.quantized import QuantizedTensor
 from gs_core.storage import Tensor
 from gs_core.watching import Watch, fake_quantizer
 
-TOKENS = 64
+TOKENS = 32
 """On which a layer's error is found: the outputs for them are thousands of numbers, and twice a product to make."""
 
 

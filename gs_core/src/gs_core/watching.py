@@ -99,7 +99,7 @@ class Watch:
             site,
             scheme,
             {name: accumulator for name, accumulator in asked.items() if accumulator is not None},
-            Sample(len(self.batches)),
+            Sample(),
             limits_of(scheme.inputs) if static and scheme.inputs else None,
             rows[0].layer.dtype,
         )
@@ -107,7 +107,7 @@ class Watch:
     def _cache_listener(self, site: Site, row: CacheRow) -> SiteWatch:
         accumulator = self.stages.observe(row.algorithm, site, row.scheme)
         listening = {} if accumulator is None else {row.algorithm: accumulator}
-        return SiteWatch(site, row.scheme, listening, Sample(len(self.batches)), None, site.dtype)
+        return SiteWatch(site, row.scheme, listening, Sample(), None, site.dtype)
 
     def _pass(self, sites: Mapping[str, SiteWatch], after: Activations | None = None) -> None:
         paired = {name for name, watch in sites.items() if any(a.paired for a in watch.accumulators())}

@@ -7,8 +7,11 @@ their rotation, which mixes those channels in pairs: Hooper et al., "KVQuant", h
 
 from gs_core import Accumulator, Algorithm, Array, Site, StaticInput, Strict, hookimpl, namespace, numerics
 from gs_core.interfaces import SiteKind
-from gs_core.observers import SAMPLE_ROWS
+from gs_core.observers import Sample
 from gs_schemas import QuantizationArgs, QuantizationScheme
+
+ROWS = 4096
+"""On which scales of the smallest squared error are chosen."""
 
 
 class Options(Strict):
@@ -25,20 +28,18 @@ class CacheRange(Accumulator):
         self._site, self._args = site, args
         self._low: Array = None
         self._high: Array = None
-        self._rows: list[Array] = []
+        self._sample = Sample(ROWS) if args.observer == "mse" else None
 
     def update(self, x: Array) -> None:
         xp = namespace(x)
         low, high = xp.min(x, axis=0), xp.max(x, axis=0)
         self._low = low if self._low is None else xp.minimum(self._low, low)
         self._high = high if self._high is None else xp.maximum(self._high, high)
-        if self._args.observer == "mse":
-            # A copy: a view would keep every batch in memory.
-            self._rows.append(xp.asarray(x[:: max(1, x.shape[0] // SAMPLE_ROWS), :], copy=True))
+        if self._sample is not None:
+            self._sample.update(x)
 
     def result(self) -> StaticInput:
-        xp = namespace(self._low)
-        sample = xp.concat(self._rows, axis=0) if self._rows else None
+        sample = None if self._sample is None else self._sample.result()
         dtype = numerics.scale_dtype(self._args, self._site.dtype)
         return StaticInput(*numerics.cache_params(self._low, self._high, sample, self._site.heads, self._args, dtype))
 
