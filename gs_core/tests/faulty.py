@@ -15,7 +15,8 @@ from gs_core.interfaces import ChannelScale, LayerNumbers
 from gs_core.kernels import Reference
 from gs_core.testing import AdapterSuite, AlgorithmSuite, FormatSuite, KernelSuite, ToyAdapter, write_toy
 from gs_core.testing.plugins import Levelling, Plain, Rounding
-from gs_core.testing.toy import ToyBlock, ToyLayer, ToyModel
+from gs_core.testing.toy import ToyModel
+from gs_core.testing.toy_block import ToyBlock, ToyLayer
 
 # --- algorithms ----------------------------------------------------------------------------------------------
 

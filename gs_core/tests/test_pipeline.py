@@ -25,7 +25,7 @@ from gs_core.comparing import relative_error
 from gs_core.storage import Checkpoint
 from gs_core.testing import ToyAdapter
 from gs_core.testing.plugins import Levelling, Plain, Rounding
-from gs_core.testing.toy import ToyBlock
+from gs_core.testing.toy_block import ToyBlock
 from gs_core.testing.treatment import deaf
 from gs_core.watching import fake_quantizer
 from gs_schemas import SCHEMES

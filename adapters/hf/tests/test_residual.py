@@ -9,8 +9,8 @@ import torch
 from gs_core import CheckpointError, LinearMap
 from gs_core.arrays import RawTensor, from_raw
 from gs_core.storage import Checkpoint
-from gs_core.testing.model import random_stream
 from gs_core.testing.suite import after
+from gs_core.testing.transforms import random_stream
 from gs_hf import residual
 
 TOKENS = np.random.default_rng(0).integers(3, 96, (2, 24))

@@ -5,7 +5,7 @@ mean square computes the same in any rotated basis, once the weights of its norm
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +17,13 @@ from gs_core.arrays import RawTensor, astype, to_raw
 from gs_core.comparing import channel_error
 from gs_core.errors import reason
 from gs_core.interfaces import Batch
-from gs_core.probing import close, pattern
+from gs_core.probing import close
 from gs_core.proving import PROOF_TOLERANCE
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor
 from gs_hf.folding import norm_folds
 from gs_hf.probing import HFProber
-from gs_hf.running import Outputs, take_up, to_torch
-from gs_hf.watch import OnUse, Use
+from gs_hf.running import Outputs, to_torch
+from gs_hf.writers import compute, passing, writers
 
 if TYPE_CHECKING:
     from gs_hf.block import HFBlock
@@ -79,10 +79,10 @@ class Residual:
         self.active = False
         try:
             prober = HFProber(block, _with_hidden(batch, self.rotation.undo))
-            outputs = _compute(prober)
+            outputs = compute(prober)
             entering = self._entering(prober, outputs) if block.index == len(self.model.blocks) - 1 else None
-            writers = _writers(prober)
-            norms = _reading_norms(prober, writers)
+            writing = writers(prober)
+            norms = _reading_norms(prober, writing)
         finally:
             self.active = True
         for name, sites, offset in norms:
@@ -90,7 +90,7 @@ class Residual:
             change_inputs(block, sites, self._reading(weight + offset), block.parameter)
             weight.fill_(1.0 - offset)
             block.changed |= {f"{name}.weight", *(p for site in sites for p, _ in block.model.found.keys_at[site])}
-        for parameter in writers:
+        for parameter in writing:
             self._rotate_rows(block, parameter)
         self._prove(block, prober, entering)
 
@@ -113,7 +113,7 @@ class Residual:
 
     def _prove(self, block: "HFBlock", prober: HFProber, entering: torch.Tensor | None) -> None:
         prober.batch = _with_hidden(prober.batch, self.rotation.apply)
-        outputs = _compute(prober)
+        outputs = compute(prober)
         change = channel_error(prober.base.hidden, self.rotation.undo(outputs["hidden"]))
         if entering is not None:
             weight, offset = self.norm.weight.clone(), _offset(self.norm)
@@ -181,11 +181,6 @@ def _with_hidden(batch: Batch, change: Change) -> Batch:
     return tokens, {**previous, "hidden": to_raw(change(to_torch(previous["hidden"])))}
 
 
-def _compute(prober: HFProber, on_use: OnUse | None = None) -> Outputs:
-    block, (tokens, previous) = prober.block, prober.batch
-    return block.compute(tokens, take_up(previous, block.model.device), on_use)
-
-
 def untied(config: dict[str, Any]) -> dict[str, Any]:
     """config.json of a model whose head is written on its own."""
     return {
@@ -227,7 +222,7 @@ def _offset(norm: torch.nn.Module) -> float:
     return 0.0 if close(_alone(norm, 0.0)(torch.ones(1, norm.weight.shape[0])), torch.zeros(1)) else 1.0
 
 
-def _reading_norms(prober: HFProber, writers: list[str]) -> list[tuple[str, tuple[str, ...], float]]:
+def _reading_norms(prober: HFProber, writing: list[str]) -> list[tuple[str, tuple[str, ...], float]]:
     """Norms whose input is the residual stream, the sites they feed, and their offsets."""
     block = prober.block
     root = block.model.module.get_submodule(block.prefix.rstrip("."))
@@ -239,7 +234,7 @@ def _reading_norms(prober: HFProber, writers: list[str]) -> list[tuple[str, tupl
 
     handles = [module.register_forward_pre_hook(note) for module in names]
     try:
-        passing = _passing(prober, writers)
+        silent = passing(prober, writing)
     finally:
         for handle in handles:
             handle.remove()
@@ -247,62 +242,5 @@ def _reading_norms(prober: HFProber, writers: list[str]) -> list[tuple[str, tupl
     return [
         (name, folds[name], block.norms[name].offset)
         for name, x in inputs.items()
-        if name in folds and x.shape == passing.shape and close(x, passing)
+        if name in folds and x.shape == silent.shape and close(x, silent)
     ]
-
-
-# --- writers -------------------------------------------------------------------------------------------------
-
-
-def _writers(prober: HFProber) -> list[str]:
-    """Parameters whose products are added to the stream, each channel to its own.
-
-    With every other product of the block held fixed, turning one's channels round must turn round just what it adds
-    to the block's output.
-    """
-    hidden, products = prober.block.model.hidden, _record(prober)
-    found = []
-    for parameter in dict.fromkeys(p for (p, _), ys in products.items() if ys[0].shape[-1] == hidden):
-        changes: list[Change] = [lambda y: y, torch.zeros_like, lambda y: y.flip(-1)]
-        base, nothing, turned = (_replay(prober, products, parameter, change) for change in changes)
-        share = base - nothing
-        if bool((share != 0).any()) and close(turned - nothing, share.flip(-1)):
-            found.append(parameter)
-    patterns = {pattern(parameter) for parameter in found}
-    return [p for p in prober.block.parameters if p in found or (pattern(p) != p and pattern(p) in patterns)]
-
-
-def _record(prober: HFProber) -> dict[tuple[str, int | None], list[torch.Tensor]]:
-    """Every product of the block, in order."""
-    products: dict[tuple[str, int | None], list[torch.Tensor]] = {}
-
-    def keep(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
-        y = compute(x)
-        products.setdefault((use.parameter, use.expert), []).append(y.clone())
-        return y
-
-    _compute(prober, keep)
-    return products
-
-
-def _replay(
-    prober: HFProber, products: dict[tuple[str, int | None], list[torch.Tensor]], parameter: str, change: Change
-) -> torch.Tensor:
-    """The block's output with recorded products in place of computed ones, those of one parameter changed."""
-    left = {key: iter(ys) for key, ys in products.items()}
-
-    def answer(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
-        y = next(left[use.parameter, use.expert]).clone()
-        return change(y) if use.parameter == parameter else y
-
-    return _compute(prober, answer)["hidden"].clone()
-
-
-def _passing(prober: HFProber, writers: list[str]) -> torch.Tensor:
-    """The block's output when nothing is written to the stream."""
-
-    def silence(use: Use, x: torch.Tensor, compute: Callable, weight: torch.Tensor) -> torch.Tensor:
-        y = compute(x)
-        return torch.zeros_like(y) if use.parameter in writers else y
-
-    return _compute(prober, silence)["hidden"].clone()

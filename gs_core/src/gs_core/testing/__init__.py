@@ -20,7 +20,7 @@ Without an installed framework, ``quantize(write_toy(folder), ..., adapter=ToyAd
 import pytest
 
 # Before they are imported: a failing assertion shows its values only in modules that pytest rewrote.
-SUITES = ("adapter", "algorithm", "cache", "format", "kernel", "model")
+SUITES = ("adapter", "algorithm", "cache", "format", "kernel", "model", "opened", "running", "transforms")
 pytest.register_assert_rewrite(*(f"{__name__}.{suite}" for suite in SUITES))
 
 from gs_core.testing.adapter import AdapterSuite  # noqa: E402

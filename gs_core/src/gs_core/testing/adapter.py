@@ -21,8 +21,10 @@ from gs_core.storage import (
     write_json,
     write_safetensors,
 )
-from gs_core.testing.model import Case, LiveModelSuite, contents, random_scale, random_stream
+from gs_core.testing.model import LiveModelSuite
+from gs_core.testing.opened import Case, contents
 from gs_core.testing.suite import forward, numpy, sentence
+from gs_core.testing.transforms import random_scale, random_stream
 
 
 class AdapterSuite(LiveModelSuite):

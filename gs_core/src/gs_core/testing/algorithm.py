@@ -27,7 +27,8 @@ from gs_core.testing.suite import (
     same_namespace,
     sentence,
 )
-from gs_core.testing.toy import ToyAdapter, ToyBlock
+from gs_core.testing.toy import ToyAdapter
+from gs_core.testing.toy_block import ToyBlock
 from gs_core.testing.toy_files import write_toy
 from gs_core.testing.treatment import rounded, run_deaf, treat
 from gs_schemas import QuantizationScheme, SchemaError, Strict, validate

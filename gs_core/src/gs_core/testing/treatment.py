@@ -15,7 +15,7 @@ from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Stages, implements
 from gs_core.testing.plugins import Rounding
 from gs_core.testing.suite import forward, numpy
-from gs_core.testing.toy import ToyBlock
+from gs_core.testing.toy_block import ToyBlock
 from gs_core.watching import Watch, fake_quantizer
 from gs_schemas import QuantizationScheme
 
