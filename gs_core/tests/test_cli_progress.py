@@ -81,6 +81,26 @@ class TestPlainLines:
             clock.now += 2
         assert lines(capsys.readouterr())[-1] == "block 1 of 1: 2.0 s, memory M"
 
+    def test_blocks_that_are_measured_first_are_counted_on_their_own(self, clock, capsys):
+        with PlainLines("opening") as watcher:
+            for block in range(2):
+                watcher("measure", block, 2)
+                clock.now += 3
+            run(watcher, clock, 0, 2, seconds=6)
+        assert lines(capsys.readouterr()) == [
+            "opening",
+            "measure 1 of 2: 3.0 s, memory M, 3.0 s left",
+            "measure 2 of 2: 3.0 s, memory M",
+            "block 1 of 2: 6.0 s, memory M, 6.0 s left",
+            "block 2 of 2: 6.0 s, memory M",
+        ]
+
+    def test_a_plan_that_only_measures(self, clock, capsys):
+        with PlainLines("opening") as watcher:
+            watcher("measure", 0, 1)
+            clock.now += 3
+        assert lines(capsys.readouterr()) == ["opening", "measure 1 of 1: 3.0 s, memory M"]
+
     def test_a_block_that_failed_is_not_reported(self, clock, capsys):
         with pytest.raises(KeyboardInterrupt), PlainLines("opening") as watcher:
             watcher("load", 0, 2)

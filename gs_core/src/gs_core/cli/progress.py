@@ -20,6 +20,10 @@ def watching(doing: str) -> "Watcher":
     return LiveLine(doing)
 
 
+PASSES = ("measure", "gradients")
+"""Stages that go through all blocks on their own, before the others begin with the first one."""
+
+
 class Watcher:
     """Counts blocks and seconds; what is shown is up to the subclass."""
 
@@ -27,6 +31,8 @@ class Watcher:
         self.doing = doing
         self.first: int | None = None
         self.block = self.blocks = 0
+        self.alone = ""
+        """Which of ``PASSES`` is going on."""
         self.seconds = 0.0
         """What the last finished block took."""
 
@@ -36,21 +42,28 @@ class Watcher:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None and self.first is not None:
-            self("finish", self.blocks, self.blocks)
+            self(self.alone or "finish", self.blocks, self.blocks)
         self.end()
 
     def __call__(self, stage: str, block: int, blocks: int) -> None:
         now = time.monotonic()
+        if self.alone and stage != self.alone:
+            self._reached(self.blocks, now)
+            self.first = None
+        self.alone = stage if stage in PASSES else ""
         if self.first is None:
             self.first, self.block, self.blocks = block, block, blocks
             self._started = self._block_started = now
             if block:
                 where = f"at block {block + 1} of {blocks}" if block < blocks else f"after all {blocks} blocks"
                 self.say(f"resuming {where}")
+        self._reached(block, now)
+        self.work(stage)
+
+    def _reached(self, block: int, now: float) -> None:
         if block > self.block:
             self.seconds, self._block_started, self.block = now - self._block_started, now, block
             self.finished()
-        self.work(stage)
 
     @property
     def left(self) -> str:
@@ -80,8 +93,8 @@ class PlainLines(Watcher):
         self.say(self.doing)
 
     def finished(self) -> None:
-        parts = (f"block {self.block} of {self.blocks}: {duration(self.seconds)}", memory(), self.left)
-        self.say(", ".join(filter(None, parts)))
+        done = f"{self.alone or 'block'} {self.block} of {self.blocks}: {duration(self.seconds)}"
+        self.say(", ".join(filter(None, (done, memory(), self.left))))
 
 
 def memory() -> str:
