@@ -62,6 +62,16 @@ def test_plan_of_a_model_fits_on_a_screen(gsq):
     assert result.stdout.endswith("needs calibration data\n")
 
 
+def test_a_plan_whose_schemes_are_chosen_says_how_far_measuring_is_and_what_it_needed(gsq):
+    mixed = "algorithms=[{mixed_precision: {bits: 5, candidates: [W4A16, W8A16]}}, gptq]"
+    result = gsq("plan", TINY, "w4a16-gptq", "--set", mixed, *CALIBRATION)
+    assert [line[:14] for line in result.stderr.splitlines()[1:]] == [f"measure {n} of 4" for n in range(1, 5)]
+    assert re.search(r"^[45]\.\d+ bits a weight, predicted loss ", result.stdout, re.MULTILINE)
+    assert result.stdout.endswith("needs calibration data\n")
+    (error,) = errors(gsq("plan", TINY, "w4a16-gptq", "--set", mixed.replace("bits: 5,", ""), *CALIBRATION))
+    assert error == ("error: algorithm 'mixed_precision': give one goal: bits (for each weight) or size (in gigabytes)")
+
+
 def test_plan_says_everything_that_cannot_be_done(gsq):
     result = gsq("plan", TINY, "w4a16-gptq", "--set", "scheme.weights.group_size=96")
     assert (result.exit_code, result.stdout) == (2, "")

@@ -172,7 +172,7 @@ class TestSet:
                 "algorithms.ruond.x=1",
                 "no algorithm of this recipe named 'ruond'; there are: round. Did you mean 'round'?",
             ),
-            ("algorithms.round.speed=1", "algorithm 'round', option speed: no such field"),
+            ("algorithms.round.speed=1", "algorithm 'round': speed: no such field"),
             ("scheme", "'scheme': expected path=value, such as scheme.weights.group_size=64"),
         ],
     )

@@ -142,7 +142,7 @@ CANNOT = {
     ),
     "an unknown option": (
         {"algorithms": [{"round": {"damping": 1}}]},
-        r"algorithm 'round', option damping: no such field",
+        r"algorithm 'round': damping: no such field",
     ),
     "a group size that does not divide": (
         {"scheme": {"weights": {"format": "int4", "granularity": "group", "group_size": 64}}},

@@ -45,21 +45,22 @@ def validate(model: type[Model], data: Any, what: str) -> Model:
 
 
 def _sentence(item: Any, model: type[BaseModel]) -> str:
-    path = ".".join(str(part) for part in item["loc"])
+    where = ".".join(str(part) for part in item["loc"])
+    path = where + ": " if where else ""  # what several fields must be together is said of none
     kind = item["type"]
     given = item.get("input")
     if kind == "extra_forbidden":
         fields = _fields_at(model, item["loc"][:-1])
         name = str(item["loc"][-1])
         known = f"; fields: {', '.join(fields)}.{did_you_mean(name, fields)}" if fields else ""
-        return f"{path}: no such field{known}"
+        return f"{path}no such field{known}"
     if kind == "missing":
-        return f"{path}: is required"
+        return f"{path}is required"
     if kind == "literal_error":
         allowed = item["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{path}: got {given!r}, allowed: {', '.join(allowed)}.{did_you_mean(str(given), allowed)}"
+        return f"{path}got {given!r}, allowed: {', '.join(allowed)}.{did_you_mean(str(given), allowed)}"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{path}: {message}" if kind == "value_error" else f"{path}: got {given!r}. {message}"
+    return f"{path}{message}" if kind == "value_error" else f"{path}got {given!r}. {message}"
 
 
 def _fields_at(model: type[BaseModel], path: tuple) -> list[str]:

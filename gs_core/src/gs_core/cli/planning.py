@@ -1,5 +1,6 @@
 """``gsq plan``: what ``gsq quantize`` would do."""
 
+from contextlib import nullcontext
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -46,18 +47,24 @@ def plan(
 
     Exits with 2, and every reason, when it cannot be done.
     """
-    from gs_core import api
+    from gs_core import allocation, api
+    from gs_core.cli.progress import watching
 
-    made = api.plan(
-        model,
-        read_recipe(recipe, set),
-        format=format,
-        device=device,
-        adapter=adapter,
-        calibration=calibration,
-        samples=samples,
-        seq_len=seq_len,
-    )
+    asked = api.resolve_recipe(read_recipe(recipe, set))
+    measures = allocation.allocator_of(asked) is not None
+    with watching(f"opening {model}") if measures else nullcontext(_silent) as progress:
+        made = api.plan(
+            model,
+            asked,
+            format=format,
+            device=device,
+            adapter=adapter,
+            calibration=calibration,
+            samples=samples,
+            seq_len=seq_len,
+            progress=progress,
+        )
+    counted = totals(made, measures)
     if as_json:
         print_json(
             {
@@ -67,7 +74,7 @@ def plan(
                 "layers": made.table(),
                 "notes": list(made.notes),
                 "warnings": list(made.warnings),
-                "totals": totals(made),
+                "totals": counted,
             }
         )
         return
@@ -82,7 +89,7 @@ def plan(
     for warning in made.warnings:
         typer.secho("warning: ", fg="yellow", bold=True, nl=False)
         typer.echo(warning)
-    typer.echo(summary(totals(made)))
+    typer.echo(summary(counted))
 
 
 def collapsed(table: list[dict[str, Any]]) -> list[list[str]]:
@@ -94,8 +101,11 @@ def collapsed(table: list[dict[str, Any]]) -> list[list[str]]:
     return [[name, *rest] for rest, names in layers.items() for name in collapse(names)]
 
 
-def totals(made: "Plan") -> dict[str, Any]:
-    """Sizes in bytes; the one after is an estimate."""
+def _silent(stage: str, block: int, blocks: int) -> None: ...
+
+
+def totals(made: "Plan", measures: bool) -> dict[str, Any]:
+    """Sizes in bytes; the one after is an estimate. ``measures``: what the plan says was found on calibration data."""
     quantized = [row for row in made.rows if row.scheme is not None]
     caches = [row for row in made.caches if row.args is not None]
     before = made.model.nbytes()
@@ -107,7 +117,7 @@ def totals(made: "Plan") -> dict[str, Any]:
         "parameters_quantized": sum(prod(row.layer.shape) for row in quantized),
         "bytes_before": before,
         "bytes_after": before - sum(_saved(row) for row in quantized),
-        "needs_calibration_data": made.needs_data,
+        "needs_calibration_data": made.needs_data or measures,
     }
 
 

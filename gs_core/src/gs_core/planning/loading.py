@@ -19,7 +19,7 @@ def load_algorithm(name: str, options: Mapping[str, Any]) -> Algorithm:
     try:
         validated = validate(plugin.Options, dict(options), name)
     except SchemaError as error:
-        raise PlanError([f"algorithm '{name}', option {problem}" for problem in error.problems]) from None
+        raise PlanError([f"algorithm '{name}': {problem}" for problem in error.problems]) from None
     instance = plugin(validated)
     check_hooks(instance, found)
     return instance
