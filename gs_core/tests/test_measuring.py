@@ -3,26 +3,15 @@
 import numpy as np
 import pytest
 
-from gs_core import Layer, LayerInfo, QuantizationScheme, numerics
+from gs_core import numerics
 from gs_core.measuring import TOKENS, Measured, Watcher
+from gs_core.testing import HeldLayer
 from gs_schemas import SCHEMES
 
 random = np.random.default_rng(0)
 X = (random.standard_normal((300, 24)) * np.exp(random.standard_normal(24)) + random.standard_normal(24) * 3).astype(
     np.float32
 )
-
-
-class Held(Layer):
-    def __init__(self, weight: np.ndarray, scheme: QuantizationScheme):
-        super().__init__(LayerInfo("layer", 0, weight.shape, "input", "float32"))
-        self._weight, self.scheme = weight, scheme
-
-    def weight(self) -> np.ndarray:
-        return self._weight.copy()
-
-    def set_weight(self, weight: np.ndarray) -> None:
-        self._weight = weight
 
 
 def watched(x: np.ndarray, batches: int = 1) -> Watcher:
@@ -64,7 +53,7 @@ def test_the_error_is_that_of_the_layer_computed_as_an_engine_does(scheme, shift
             ends = np.array([arrived.min()]), np.array([arrived.max()])
             static = numerics.scale_from_range(*ends, scheme.inputs, "float32")
         arrived = numerics.fake_quantize(arrived, scheme.inputs, *static)
-    layer = Held(weight, scheme)
+    layer = HeldLayer(weight, scheme)
     rounded = numerics.dequantize(numerics.quantize_weight(weight * scale, layer.args, "float32"))
     output = arrived @ rounded.T + bias + (0 if shift is None else weight @ shift)
     wanted = ((output - (X @ weight.T + bias)) ** 2).sum(axis=1).mean()

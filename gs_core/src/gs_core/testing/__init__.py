@@ -14,7 +14,8 @@ and likewise ``AdapterSuite``, ``FormatSuite`` and ``KernelSuite``, and ``CacheS
 KV caches. Gaps that a plugin knows of are declared, with
 reasons: ``known_gaps = {"test_rows_of_zeros_stay_zeros": "issue 12"}``. Needs the extra ``testing`` (pytest).
 
-Without an installed framework, ``quantize(write_toy(folder), ..., adapter=ToyAdapter())`` runs the whole line.
+``HeldLayer`` is a weight to try an algorithm's arithmetic on. Without an installed framework,
+``quantize(write_toy(folder), ..., adapter=ToyAdapter())`` runs the whole line.
 """
 
 import pytest
@@ -28,6 +29,7 @@ from gs_core.testing.algorithm import AlgorithmSuite  # noqa: E402
 from gs_core.testing.cache import CacheSuite  # noqa: E402
 from gs_core.testing.distributions import write_distribution  # noqa: E402
 from gs_core.testing.format import FormatSuite  # noqa: E402
+from gs_core.testing.held import HeldLayer  # noqa: E402
 from gs_core.testing.kernel import KernelSuite  # noqa: E402
 from gs_core.testing.model import LiveModelSuite  # noqa: E402
 from gs_core.testing.toy import ToyAdapter  # noqa: E402
@@ -38,6 +40,7 @@ __all__ = [
     "AlgorithmSuite",
     "CacheSuite",
     "FormatSuite",
+    "HeldLayer",
     "KernelSuite",
     "LiveModelSuite",
     "ToyAdapter",

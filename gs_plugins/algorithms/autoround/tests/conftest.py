@@ -7,23 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from gs_core import Block, Data, Layer, LayerInfo, QuantizationArgs, QuantizationScheme, Site
+from gs_core import Block, Data, Layer, QuantizationArgs, Site
 from gs_core.arrays import to_raw
-
-
-class Held(Layer):
-    """A layer that is nothing but its weight."""
-
-    def __init__(self, weight: torch.Tensor, args: QuantizationArgs, dtype: str = "float32"):
-        super().__init__(LayerInfo("layer", 0, (weight.shape[0], weight.shape[1]), "site", dtype))
-        self._weight = weight
-        self.scheme = QuantizationScheme(weights=args)
-
-    def weight(self) -> torch.Tensor:
-        return self._weight.clone()
-
-    def set_weight(self, weight: torch.Tensor) -> None:
-        self._weight = weight
+from gs_core.testing import HeldLayer
 
 
 class OneProduct(Block):
@@ -46,16 +32,11 @@ class OneProduct(Block):
 
 
 @pytest.fixture(scope="session")
-def held() -> type[Held]:
-    return Held
-
-
-@pytest.fixture(scope="session")
 def one_product() -> Callable[[torch.Tensor, QuantizationArgs, Sequence[torch.Tensor]], tuple[Block, Data]]:
     """``(weight, args, inputs)``: a block that multiplies by the weight, and its data: ``(batch, tokens, in)`` each."""
 
     def make(weight: torch.Tensor, args: QuantizationArgs, inputs: Sequence[torch.Tensor]) -> tuple[Block, Data]:
-        block = OneProduct(Held(weight, args))
+        block = OneProduct(HeldLayer(weight, args))
         batches = [(np.zeros(x.shape[:2], np.int64), {"hidden": to_raw(x)}) for x in inputs]
         targets = [{"hidden": to_raw(x @ weight.T)} for x in inputs]
         return block, Data(batches, batches, targets, [len(x) for x in inputs])

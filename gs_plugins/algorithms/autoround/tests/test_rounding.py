@@ -8,6 +8,7 @@ import torch
 from gs_autoround.rounding import LARGEST_OFFSET, Rounding
 from gs_core import QuantizationArgs, numerics
 from gs_core.arrays import astype
+from gs_core.testing import HeldLayer
 
 GROUP = 16
 ARGS = {
@@ -24,11 +25,11 @@ def weight():
 
 
 @pytest.fixture
-def moved(held, weight):
+def moved(weight):
     """A rounding some way from where it started: ``moved(args, dtype)``."""
 
     def make(args, dtype="float32"):
-        rounding, random = Rounding(held(weight, args, dtype), None), torch.Generator().manual_seed(1)
+        rounding, random = Rounding(HeldLayer(weight, args, dtype=dtype), None), torch.Generator().manual_seed(1)
         rounding.offset = torch.rand(rounding.offset.shape, generator=random) - 0.5
         rounding.keep_low = 0.4 + 0.5 * torch.rand(rounding.keep_low.shape, generator=random)
         rounding.keep_high = 0.4 + 0.5 * torch.rand(rounding.keep_high.shape, generator=random)
@@ -100,11 +101,11 @@ def test_steps_go_where_autograd_says(args, moved, weight):
         torch.testing.assert_close(value, wanted)
 
 
-def test_offsets_of_large_features_move_by_less(held, weight):
+def test_offsets_of_large_features_move_by_less(weight):
     """By as much as the feature is larger than the median; of small ones by more, but not without end."""
     importance = torch.ones(weight.shape[1])
     importance[3], importance[4], importance[5] = 100.0**2, 0.5**2, 0.0
-    rounding = Rounding(held(weight, ARGS["channel symmetric"]), importance)
+    rounding = Rounding(HeldLayer(weight, ARGS["channel symmetric"]), importance)
     rounding.weight.grad = torch.ones(weight.shape)
     rounding.update(0.1)
     moved = numerics.join(rounding.offset, weight.shape, rounding.args).abs()
@@ -113,14 +114,14 @@ def test_offsets_of_large_features_move_by_less(held, weight):
 
 
 @each
-def test_offsets_choose_between_the_two_codes_around_a_weight(args, held, weight):
-    rounding = Rounding(held(weight, args), None)
+def test_offsets_choose_between_the_two_codes_around_a_weight(args, weight):
+    rounding = Rounding(HeldLayer(weight, args), None)
     nearest = rounding.tensor().codes.int()
     for _ in range(8):
         rounding.weight.grad = torch.ones(weight.shape)
         rounding.update(0.1)
     assert rounding.offset.abs().max() == LARGEST_OFFSET
-    rounding = Rounding(held(weight, args), None)
+    rounding = Rounding(HeldLayer(weight, args), None)
     rounding.offset = LARGEST_OFFSET * torch.randn(rounding.offset.shape).sign()
     rounding.refresh()
     assert (rounding.tensor().codes.int() - nearest).abs().max() == 1
@@ -129,42 +130,42 @@ def test_offsets_choose_between_the_two_codes_around_a_weight(args, held, weight
 @pytest.mark.parametrize("kind", ["symmetric", "asymmetric"])
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_it_starts_from_what_another_algorithm_made(kind, sign, dtype, held, weight):
+def test_it_starts_from_what_another_algorithm_made(kind, sign, dtype, weight):
     args = ARGS[f"group {kind}"]
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
     start = numerics.quantize_weight(weight + 0.3 * noise, args, dtype)
     start = replace(start, scale=sign * start.scale) if args.symmetric else start
-    rounding = Rounding(held(weight, args, dtype), None, start)
+    rounding = Rounding(HeldLayer(weight, args, dtype=dtype), None, start)
     found = rounding.tensor()
     assert torch.equal(found.codes, start.codes)
     torch.testing.assert_close(found.scale, start.scale)
     assert start.zero_point is None or torch.equal(found.zero_point, start.zero_point)
 
 
-def test_narrow_scales_take_the_sign_that_reaches_further(held):
+def test_narrow_scales_take_the_sign_that_reaches_further():
     """The one positive value of largest magnitude becomes the code that has no opposite."""
     weight = torch.tensor([[0.2, -0.4, 1.6, 0.0] * 4, [0.2, 0.4, -1.6, 0.0] * 4])
     narrow, wide = (QuantizationArgs(format=f"int{bits}", granularity="channel") for bits in (4, 8))
-    found = Rounding(held(weight, narrow), None)
+    found = Rounding(HeldLayer(weight, narrow), None)
     assert found.tensor().scale.sign().flatten().tolist() == [-1, 1]
     assert found.tensor().codes.amin(1).tolist() == [-8, -8]
     torch.testing.assert_close(found.weight.detach(), weight, rtol=0.01, atol=0)
-    assert (Rounding(held(weight, wide), None).tensor().scale > 0).all()
+    assert (Rounding(HeldLayer(weight, wide), None).tensor().scale > 0).all()
 
 
-def test_without_a_gradient_nothing_moves(held, weight):
+def test_without_a_gradient_nothing_moves(weight):
     """An expert that no token reached."""
-    rounding = Rounding(held(weight, ARGS["group symmetric"]), None)
+    rounding = Rounding(HeldLayer(weight, ARGS["group symmetric"]), None)
     before = rounding.tensor()
     rounding.update(0.1)
     rounding.refresh()
     assert torch.equal(rounding.tensor().codes, before.codes)
 
 
-def test_a_group_of_zeros_is_left_alone(held, weight):
+def test_a_group_of_zeros_is_left_alone(weight):
     weight[:, :GROUP] = 0
     for args in ARGS.values():
-        rounding = Rounding(held(weight, args), None)
+        rounding = Rounding(HeldLayer(weight, args), None)
         rounding.weight.grad = torch.randn(weight.shape)
         rounding.update(0.1)
         rounding.offset.zero_()
@@ -174,10 +175,10 @@ def test_a_group_of_zeros_is_left_alone(held, weight):
 
 
 @pytest.mark.parametrize("args", [ARGS["group symmetric"], ARGS["group asymmetric"]])
-def test_the_start_clips_where_that_costs_least(held, weight, args):
+def test_the_start_clips_where_that_costs_least(weight, args):
     """Against every fraction of the full range in hundredths, weighed by importance."""
     importance = torch.linspace(0.1, 4, weight.shape[1])
-    rounding = Rounding(held(weight, args), importance)
+    rounding = Rounding(HeldLayer(weight, args), importance)
     values = numerics.split(weight, args)
     best = torch.full(values.shape[:2], float("inf"))
     for percent in range(20, 101):

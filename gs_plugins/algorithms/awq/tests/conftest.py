@@ -12,28 +12,11 @@ from gs_core import (
     ChannelScale,
     Fold,
     Layer,
-    LayerInfo,
     QuantizationArgs,
-    QuantizationScheme,
     QuantizedTensor,
-    namespace,
     numerics,
 )
-
-
-class Held(Layer):
-    """A layer that is nothing but its weight."""
-
-    def __init__(self, weight: Array, args: QuantizationArgs, name: str = "layer", site: str = "site"):
-        super().__init__(LayerInfo(name, 0, tuple(weight.shape), site, "float32"))
-        self._weight = weight
-        self.scheme = QuantizationScheme(weights=args)
-
-    def weight(self) -> Array:
-        return namespace(self._weight).asarray(self._weight, copy=True)
-
-    def set_weight(self, weight: Array) -> None:
-        self._weight = weight
+from gs_core.testing import HeldLayer
 
 
 def observing(x: Mapping[str, Array]) -> dict[str, Moments]:
@@ -43,11 +26,6 @@ def observing(x: Mapping[str, Array]) -> dict[str, Moments]:
         moments.update(x[name][:half, :])
         moments.update(x[name][half:, :])
     return observed
-
-
-@pytest.fixture(scope="session")
-def held() -> type[Held]:
-    return Held
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +49,7 @@ def quantized() -> Callable[..., QuantizedTensor]:
     """``(weight, x, args, **options)``: one layer through the plugin's clip search."""
 
     def quantize(weight: Array, x: Array, args: QuantizationArgs, **options: object) -> QuantizedTensor:
-        layer = Held(weight, args)
+        layer = HeldLayer(weight, args)
         return AWQ(Options(**{"signed_scales": False} | options)).quantize(
             layers=[layer], observed=observing({"site": x})
         )[layer.name]

@@ -5,6 +5,7 @@ import pytest
 
 from gs_awq import AWQ, Options
 from gs_core import Fold, QuantizationArgs, numerics
+from gs_core.testing import HeldLayer
 from gs_schemas import SchemaError, validate
 
 GROUP = QuantizationArgs(format="int4", granularity="group", group_size=16)
@@ -101,7 +102,7 @@ def test_groups_make_up_for_each_other(quantized, weight, x):
     ("granularity", "rounding", "limit"), [("group", 9.7e-3, 2.93e-3), ("channel", 1.49e-2, 5.7e-3)]
 )
 def test_a_layer_that_golden_stick_was_measured_on(
-    scaled, quantized, held, correlated, output_error, granularity, rounding, limit
+    scaled, quantized, correlated, output_error, granularity, rounding, limit
 ):
     """512 → 256, correlated inputs, six outlier channels: the errors of rounding, and of Golden Stick 1.4.1's AWQ."""
     args = QuantizationArgs(format="int4", granularity=granularity, group_size=64 if granularity == "group" else None)
@@ -109,7 +110,7 @@ def test_a_layer_that_golden_stick_was_measured_on(
     weight = (0.05 * np.random.default_rng(0).standard_normal((256, 512))).astype(np.float32)
     plain = output_error(weight, numerics.quantize_weight(weight, args, "float32"), x)
     assert plain == pytest.approx(rounding, rel=0.2)  # the layer is as hard as that one
-    scale = scaled(Fold("norm", ("site",), 512), [held(weight, args)], {"site": x})
+    scale = scaled(Fold("norm", ("site",), 512), [HeldLayer(weight, args)], {"site": x})
     found = quantized(weight * scale, x / scale, args)
     assert output_error(weight, numerics.dequantize(found) / scale, x) < limit * min(1, plain / rounding)
 
@@ -138,8 +139,8 @@ def test_a_number_is_a_list_of_one():
     assert Options(weight_clip_ratio=1).weight_clip_ratio == (1.0,)
 
 
-def test_a_layer_that_no_token_reached_is_rounded_to_nearest(held, weight):
-    found = AWQ().quantize(layers=[held(weight, GROUP)], observed={})["layer"]
+def test_a_layer_that_no_token_reached_is_rounded_to_nearest(weight):
+    found = AWQ().quantize(layers=[HeldLayer(weight, GROUP)], observed={})["layer"]
     expected = numerics.quantize_weight(weight, GROUP, "float32")
     np.testing.assert_array_equal(found.codes, expected.codes)
     np.testing.assert_array_equal(found.scale, expected.scale)

@@ -7,6 +7,7 @@ import torch
 from gs_core import Fold, QuantizationArgs, numerics
 from gs_core.arrays import to_numpy
 from gs_core.products import rough_products
+from gs_core.testing import HeldLayer
 
 FEATURES, ROWS = 256, 96
 GROUP = QuantizationArgs(format="int4", granularity="group", group_size=32)
@@ -32,10 +33,10 @@ def test_ranges_are_clipped_as_well(quantized, output_error, layer, symmetric):
     assert output_error(weight, values, x) < 1.01 * output_error(weight, exact, x)
 
 
-def test_the_same_scale_is_chosen(scaled, held, layer):
+def test_the_same_scale_is_chosen(scaled, layer):
     weight, x = layer
     fold = Fold("norm", ("site",), FEATURES)
-    exact = scaled(fold, [held(weight, GROUP)], {"site": x})
+    exact = scaled(fold, [HeldLayer(weight, GROUP)], {"site": x})
     with rough_products("bfloat16"):
-        found = scaled(fold, [held(torch.from_numpy(weight), GROUP)], {"site": torch.from_numpy(x)})
+        found = scaled(fold, [HeldLayer(torch.from_numpy(weight), GROUP)], {"site": torch.from_numpy(x)})
     np.testing.assert_array_equal(to_numpy(found), exact)

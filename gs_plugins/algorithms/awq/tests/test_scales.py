@@ -9,6 +9,7 @@ import gs_awq.scales
 from gs_awq import Moments
 from gs_awq.scales import STEP, Target, candidates
 from gs_core import Fold, Layer, QuantizationArgs, numerics
+from gs_core.testing import HeldLayer
 
 INT4 = QuantizationArgs(format="int4", granularity="group", group_size=32)
 SCHEMES = {
@@ -80,47 +81,47 @@ def direct(
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("duo", [True, False], ids=["duo", "plain"])
 @pytest.mark.parametrize("args", SCHEMES.values(), ids=SCHEMES)
-def test_it_picks_what_the_direct_search_picks(held, scaled, correlated, args, duo, seed):
+def test_it_picks_what_the_direct_search_picks(scaled, correlated, args, duo, seed):
     x = {"site": correlated(seed, tokens=200, features=FEATURES, rank=12, outliers=2)}
-    layers = [held(weight(seed), args, "q"), held(0.1 * weight(seed + 10, 24), args, "k")]
+    layers = [HeldLayer(weight(seed), args, "q"), HeldLayer(0.1 * weight(seed + 10, 24), args, "k")]
     expected, costs = direct(NORM, layers, x, duo)
     assert len({round(cost, 6) for cost in costs}) > 10  # there is something to choose from
     found = scaled(NORM, layers, x, duo_scaling=duo, weight_clip_ratio=1.0)
     np.testing.assert_array_equal(found, expected)
 
 
-def test_channels_that_share_a_producers_channel_share_a_scale(held, scaled, correlated):
+def test_channels_that_share_a_producers_channel_share_a_scale(scaled, correlated):
     """Grouped heads: each of v's channels reaches two of o's inputs."""
     fold = Fold("v", ("site",), FEATURES // 2, np.arange(FEATURES) % (FEATURES // 2))
     x = {"site": correlated(0, tokens=200, features=FEATURES, rank=12, outliers=2)}
-    layers = [held(weight(0), INT4)]
+    layers = [HeldLayer(weight(0), INT4)]
     expected, _ = direct(fold, layers, x, True)
     np.testing.assert_array_equal(scaled(fold, layers, x, weight_clip_ratio=1.0), expected)
 
 
-def test_sites_that_share_a_producer_share_its_scale(held, scaled, correlated):
+def test_sites_that_share_a_producer_share_its_scale(scaled, correlated):
     """A parallel block: attention and the feed-forward network read the same norm."""
     fold = Fold("norm", ("attention", "mlp"), FEATURES)
     x = {site: correlated(seed, 200, FEATURES, 12, 2) for seed, site in enumerate(fold.sites)}
-    layers = [held(weight(0), INT4, "q", "attention"), held(weight(1), INT4, "up", "mlp")]
+    layers = [HeldLayer(weight(0), INT4, "q", "attention"), HeldLayer(weight(1), INT4, "up", "mlp")]
     expected, _ = direct(fold, layers, x, True)
     np.testing.assert_array_equal(scaled(fold, layers, x, weight_clip_ratio=1.0), expected)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.35, 1.0])
 @pytest.mark.parametrize("duo", [True, False], ids=["duo", "plain"])
-def test_a_single_alpha_is_taken_unless_no_scale_is_better(held, scaled, correlated, alpha, duo):
+def test_a_single_alpha_is_taken_unless_no_scale_is_better(scaled, correlated, alpha, duo):
     x = {"site": correlated(0, tokens=200, features=FEATURES, rank=12, outliers=2)}
-    layers = [held(weight(0), INT4)]
+    layers = [HeldLayer(weight(0), INT4)]
     expected, _ = direct(NORM, layers, x, duo, [alpha])
     found = scaled(NORM, layers, x, smooth_alpha=alpha, duo_scaling=duo, weight_clip_ratio=1.0)
     np.testing.assert_array_equal(found, expected)
 
 
-def test_scaling_the_few_channels_with_large_activations_saves_most_of_the_error(held, scaled, correlated):
+def test_scaling_the_few_channels_with_large_activations_saves_most_of_the_error(scaled, correlated):
     """Section 3.1 of the paper: one channel in a hundred decides; and 3.2: scaled up, its error is divided."""
     x = {"site": correlated(1, tokens=400, features=FEATURES, rank=40, outliers=1)}
-    layers = [held(weight(1), INT4)]
+    layers = [HeldLayer(weight(1), INT4)]
     scale = scaled(NORM, layers, x, duo_scaling=False, weight_clip_ratio=1.0)
     salient = int(np.abs(x["site"]).mean(axis=0).argmax())
     assert int(scale.argmax()) == salient and scale[salient] > 2 * np.sort(scale)[-2]
@@ -128,21 +129,21 @@ def test_scaling_the_few_channels_with_large_activations_saves_most_of_the_error
 
 
 @pytest.mark.parametrize("args", [INT4, SCHEMES["channel"]], ids=["group", "channel"])
-def test_a_search_by_sample_costs_hardly_more_than_the_best(held, scaled, correlated, args, monkeypatch):
+def test_a_search_by_sample_costs_hardly_more_than_the_best(scaled, correlated, args, monkeypatch):
     """Of large layers it looks at some rows, and runs the exact comparison on the most promising candidates."""
     monkeypatch.setattr(gs_awq.scales, "SAMPLE", 512 * FEATURES)
     monkeypatch.setattr(gs_awq.scales, "PRODUCTS", 1)
     for seed in range(3):
         x = {"site": correlated(seed, tokens=200, features=FEATURES, rank=12, outliers=2)}
-        layers = [held(weight(seed, 2048), args, "up"), held(weight(seed + 10, 1024), args, "gate")]
+        layers = [HeldLayer(weight(seed, 2048), args, "up"), HeldLayer(weight(seed + 10, 1024), args, "gate")]
         _, costs = direct(NORM, layers, x, True)
         found = scaled(NORM, layers, x, weight_clip_ratio=1.0)
         assert ran(found, layers, x) < 1.02 * min(costs)
 
 
-def test_dead_channels_and_a_site_of_zeros_get_finite_scales(held, scaled, correlated):
+def test_dead_channels_and_a_site_of_zeros_get_finite_scales(scaled, correlated):
     x = correlated(0, tokens=100, features=FEATURES, rank=12)
     x[:, :5] = 0
     for inputs in (x, np.zeros_like(x)):
-        found = scaled(NORM, [held(weight(0), INT4)], {"site": inputs})
+        found = scaled(NORM, [HeldLayer(weight(0), INT4)], {"site": inputs})
         assert np.isfinite(found).all() and np.isfinite(1 / found).all() and (found > 0).all()

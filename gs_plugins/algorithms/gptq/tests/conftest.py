@@ -7,17 +7,13 @@ import numpy as np
 import pytest
 
 from gs_core import (
-    Array,
     Data,
-    Layer,
-    LayerInfo,
     QuantizationArgs,
-    QuantizationScheme,
     QuantizedTensor,
-    namespace,
     numerics,
 )
 from gs_core.stages import unrecorded
+from gs_core.testing import HeldLayer
 from gs_gptq import GPTQ, Hessian, Options
 
 
@@ -30,33 +26,6 @@ def _median(diagonal: np.ndarray) -> float:
 def median() -> Callable[[np.ndarray], float]:
     """What damping is relative to: of those that are not zero, the upper one of two."""
     return _median
-
-
-class Held(Layer):
-    """A layer that is nothing but its weight."""
-
-    def __init__(
-        self,
-        weight: Array,
-        args: QuantizationArgs,
-        name: str = "layer",
-        site: str = "site",
-        dtype: str = "float32",
-    ):
-        super().__init__(LayerInfo(name, 0, tuple(weight.shape), site, dtype))
-        self._weight = weight
-        self.scheme = QuantizationScheme(weights=args)
-
-    def weight(self) -> Array:
-        return namespace(self._weight).asarray(self._weight, copy=True)
-
-    def set_weight(self, weight: np.ndarray) -> None:
-        self._weight = weight
-
-
-@pytest.fixture(scope="session")
-def held() -> type[Held]:
-    return Held
 
 
 def observing(x: np.ndarray, plugin: GPTQ | None = None) -> dict[str, Any]:
@@ -78,7 +47,7 @@ def quantized() -> Callable[..., QuantizedTensor]:
     def quantize(
         weight: np.ndarray, x: np.ndarray, args: QuantizationArgs, dtype: str = "float32", **options: object
     ) -> QuantizedTensor:
-        plugin, layer = GPTQ(Options(**options)), Held(weight, args, dtype=dtype)
+        plugin, layer = GPTQ(Options(**options)), HeldLayer(weight, args, dtype=dtype)
         return plugin.quantize(
             block=None, data=Data(), layers=[layer], observed=observing(x, plugin), record=unrecorded
         )[layer.name]

@@ -6,6 +6,7 @@ import pytest
 from gs_core import Data, QuantizationArgs, QuantizationScheme, numerics
 from gs_core.arrays import dtype_name
 from gs_core.stages import unrecorded
+from gs_core.testing import HeldLayer
 from gs_gptq import GPTQ, Hessian, Options
 from gs_schemas import SchemaError, validate
 
@@ -53,7 +54,7 @@ def test_rescaling_is_as_if_every_activation_had_been_divided(x):
 
 
 @pytest.mark.parametrize("options", [{}, {"static_groups": False}, {"act_order": False}])
-def test_layers_that_share_a_site_get_the_codes_they_would_get_alone(held, x, options):
+def test_layers_that_share_a_site_get_the_codes_they_would_get_alone(x, options):
     def observed() -> dict[str, Hessian]:
         hessian = Hessian()
         hessian.update(x)
@@ -61,7 +62,7 @@ def test_layers_that_share_a_site_get_the_codes_they_would_get_alone(held, x, op
 
     # Stored in half the bits: products of other sizes may differ in the last bit of a float32.
     weights = {rows: np.random.default_rng(rows).standard_normal((rows, 64)).astype(np.float32) for rows in (24, 8, 16)}
-    layers = [held(weight, INT4, f"l{rows}", dtype="float16") for rows, weight in weights.items()]
+    layers = [HeldLayer(weight, INT4, f"l{rows}", dtype="float16") for rows, weight in weights.items()]
     plugin = GPTQ(Options(**options))
     together = plugin.quantize(block=None, data=Data(), layers=layers, observed=observed(), record=unrecorded)
     assert list(together) == ["l24", "l8", "l16"]
@@ -72,28 +73,34 @@ def test_layers_that_share_a_site_get_the_codes_they_would_get_alone(held, x, op
         assert same(together[layer.name], alone)
 
 
-def test_layers_of_one_site_may_have_different_numbers(held, observed, weight, x):
+def test_layers_of_one_site_may_have_different_numbers(observed, weight, x):
     int8 = QuantizationArgs(format="int8", granularity="channel")
-    layers = [held(weight, INT4, "four"), held(weight, int8, "eight"), held(weight, INT4, "half", dtype="float16")]
+    layers = [
+        HeldLayer(weight, INT4, "four"),
+        HeldLayer(weight, int8, "eight"),
+        HeldLayer(weight, INT4, "half", dtype="float16"),
+    ]
     found = GPTQ().quantize(block=None, data=Data(), layers=layers, observed=observed(x), record=unrecorded)
     assert [found[n].args.bits for n in ("four", "eight", "half")] == [4, 8, 4]
     assert [dtype_name(found[n].scale) for n in ("four", "eight", "half")] == ["float32", "float32", "float16"]
     assert np.abs(found["eight"].codes.astype(int)).max() > 7
 
 
-def test_a_layer_no_token_reached_is_rounded_to_nearest(held, weight):
+def test_a_layer_no_token_reached_is_rounded_to_nearest(weight):
     (found,) = (
-        GPTQ().quantize(block=None, data=Data(), layers=[held(weight, INT4)], observed={}, record=unrecorded).values()
+        GPTQ()
+        .quantize(block=None, data=Data(), layers=[HeldLayer(weight, INT4)], observed={}, record=unrecorded)
+        .values()
     )
     assert same(found, numerics.quantize_weight(weight, INT4, "float32"))
 
 
-def test_one_scale_for_the_whole_tensor_is_shared_by_all_rows_of_the_layer_alone(held, observed, x, output_error):
+def test_one_scale_for_the_whole_tensor_is_shared_by_all_rows_of_the_layer_alone(observed, x, output_error):
     """Two layers of one site must not end with one scale between them."""
     args = QuantizationArgs(format="int8", granularity="tensor")
     random = np.random.default_rng(3)
     small, large = (s * random.standard_normal((8, 64)).astype(np.float32) for s in (1, 100))
-    layers = [held(small, args, "small"), held(large, args, "large")]
+    layers = [HeldLayer(small, args, "small"), HeldLayer(large, args, "large")]
     found = GPTQ().quantize(block=None, data=Data(), layers=layers, observed=observed(x), record=unrecorded)
     assert found["small"].scale.shape == found["large"].scale.shape == (1, 1)
     assert output_error(small, found["small"], x) < 1e-3
@@ -223,7 +230,7 @@ def test_an_option_that_cannot_be_is_an_error_that_names_it(options, message):
     assert str(error.value).startswith(f"gptq: {message}")
 
 
-def test_scales_by_block_are_refused_while_planning(held, weight):
+def test_scales_by_block_are_refused_while_planning(weight):
     args = QuantizationArgs(format="int8", granularity="block", block_size=(8, 8))
-    refusal = GPTQ().unsupported(held(weight, args).info, QuantizationScheme(weights=args))
+    refusal = GPTQ().unsupported(HeldLayer(weight, args).info, QuantizationScheme(weights=args))
     assert refusal and "use granularity channel or group, or rtn" in refusal

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gs_core import ChannelScale, Fold, Layer, LayerInfo, QuantizationScheme, numerics
+from gs_core import ChannelScale, Fold, QuantizationScheme, numerics
+from gs_core.testing import HeldLayer
 from gs_osp import OutlierSuppressionPlus
 from gs_schemas import SCHEMES
 
@@ -14,18 +15,6 @@ FEATURES = 24
 BOTH = Fold("norm", ("input",), FEATURES, shifts=True)
 SCALE = Fold("norm", ("input",), FEATURES)
 random = np.random.default_rng(0)
-
-
-class Held(Layer):
-    def __init__(self, weight: np.ndarray, scheme: QuantizationScheme, name: str = "layer", site: str = "input"):
-        super().__init__(LayerInfo(name, 0, weight.shape, site, "float32"))
-        self._weight, self.scheme = weight, scheme
-
-    def weight(self) -> np.ndarray:
-        return self._weight.copy()
-
-    def set_weight(self, weight: np.ndarray) -> None:
-        self._weight = weight
 
 
 def activations(tokens: int = 300) -> np.ndarray:
@@ -49,7 +38,7 @@ def found(fold: Fold, scheme: QuantizationScheme, x: dict[str, np.ndarray] | Non
         for part in np.array_split(values, 3):
             accumulator.update(part)
         observed[site] = accumulator.result()
-    layers = [Held(w, scheme, f"{site} {i}", site) for site in fold.sites for i, w in enumerate(LAYERS)]
+    layers = [HeldLayer(w, scheme, f"{site} {i}", site) for site in fold.sites for i, w in enumerate(LAYERS)]
     (transform,) = plugin.smooth(block=SimpleNamespace(folds=lambda: [fold]), layers=layers, observed=observed)
     assert transform.fold is fold
     return transform

@@ -5,6 +5,7 @@ import pytest
 
 from gs_core import QuantizationArgs, numerics
 from gs_core.arrays import astype, dtype_name
+from gs_core.testing import HeldLayer
 from gs_rtn import RoundToNearest
 
 ROWS, COLUMNS = 8, 24
@@ -36,17 +37,17 @@ def weight() -> np.ndarray:
     return weight
 
 
-def rounded(held, weight, args, dtype="float32"):
-    return RoundToNearest().quantize(layers=[held(weight, args, dtype=dtype)])["layer"]
+def rounded(weight, args, dtype="float32"):
+    return RoundToNearest().quantize(layers=[HeldLayer(weight, args, dtype=dtype)])["layer"]
 
 
 @pytest.mark.parametrize("observer", ["minmax", "mse"])
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 @pytest.mark.parametrize("number", ["int3", "int4", "int8"])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_each_code_is_the_nearest_of_all_codes(held, weight, granularity, number, symmetric, observer):
+def test_each_code_is_the_nearest_of_all_codes(weight, granularity, number, symmetric, observer):
     args = QuantizationArgs(format=number, symmetric=symmetric, observer=observer, **GRANULARITIES[granularity])
-    found = rounded(held, weight, args)
+    found = rounded(weight, args)
     codes = np.arange(args.number.minimum, args.number.maximum + 1)
     values = numerics.dequantize(found)
     for row in range(ROWS):
@@ -62,10 +63,10 @@ def test_each_code_is_the_nearest_of_all_codes(held, weight, granularity, number
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
-def test_minmax_scales_reach_the_widest_value_of_what_shares_them(held, weight, granularity, symmetric):
+def test_minmax_scales_reach_the_widest_value_of_what_shares_them(weight, granularity, symmetric):
     """And no further: a symmetric scale is the widest magnitude over 7.5 steps, an asymmetric one the range over 15."""
     args = QuantizationArgs(format="int4", symmetric=symmetric, **GRANULARITIES[granularity])
-    found = rounded(held, weight, args)
+    found = rounded(weight, args)
     together: dict[tuple[int, int], list[float]] = {}
     for row in range(ROWS):
         for column in range(COLUMNS):
@@ -77,26 +78,26 @@ def test_minmax_scales_reach_the_widest_value_of_what_shares_them(held, weight, 
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_mse_scales_cost_less_than_minmax_scales(held, weight, granularity):
+def test_mse_scales_cost_less_than_minmax_scales(weight, granularity):
     def error(observer: str) -> float:
         args = QuantizationArgs(format="int4", observer=observer, **GRANULARITIES[granularity])
-        return float(((numerics.dequantize(rounded(held, weight, args)) - weight) ** 2).sum())
+        return float(((numerics.dequantize(rounded(weight, args)) - weight) ** 2).sum())
 
     assert error("mse") < error("minmax")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_scales_are_stored_in_the_layers_dtype_and_codes_computed_with_what_is_stored(held, weight, dtype):
+def test_scales_are_stored_in_the_layers_dtype_and_codes_computed_with_what_is_stored(weight, dtype):
     args = QuantizationArgs(format="int8")
-    found = rounded(held, weight, args, dtype)
+    found = rounded(weight, args, dtype)
     assert dtype_name(found.scale) == dtype and dtype_name(found.codes) == "int8"
     stored = astype(found.scale, "float32")
     np.testing.assert_array_equal(found.codes, np.clip(np.round(weight / stored), -128, 127))
 
 
-def test_every_layer_is_answered_under_its_name(held, weight):
+def test_every_layer_is_answered_under_its_name(weight):
     args = QuantizationArgs(format="int8")
-    layers = [held(weight, args, "one"), held(2 * weight, args, "two")]
+    layers = [HeldLayer(weight, args, "one"), HeldLayer(2 * weight, args, "two")]
     found = RoundToNearest().quantize(layers=layers)
     assert list(found) == ["one", "two"]
     np.testing.assert_array_equal(found["one"].codes, found["two"].codes)

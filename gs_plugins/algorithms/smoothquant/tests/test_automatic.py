@@ -5,25 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gs_core import Fold, Layer, LayerInfo, QuantizationScheme, numerics
+from gs_core import Fold, Layer, QuantizationScheme, numerics
+from gs_core.testing import HeldLayer
 from gs_schemas import SCHEMES, SchemaError, validate
 from gs_smoothquant import Options, SmoothQuant
 from gs_smoothquant.automatic import ALPHAS, on_grid
 
 FEATURES = 24
-NORM = Fold("norm", ("input",), FEATURES)
-
-
-class Held(Layer):
-    def __init__(self, weight: np.ndarray, scheme: QuantizationScheme, name: str):
-        super().__init__(LayerInfo(name, 0, weight.shape, "input", "float32"))
-        self._weight, self.scheme = weight, scheme
-
-    def weight(self) -> np.ndarray:
-        return self._weight.copy()
-
-    def set_weight(self, weight: np.ndarray) -> None:
-        self._weight = weight
+NORM = Fold("norm", ("site",), FEATURES)
 
 
 def chosen(alpha: float | str, x: np.ndarray, layers: list[Layer], scheme: QuantizationScheme) -> np.ndarray:
@@ -33,7 +22,7 @@ def chosen(alpha: float | str, x: np.ndarray, layers: list[Layer], scheme: Quant
     for part in np.array_split(x, 3):
         accumulator.update(part)
     block = SimpleNamespace(folds=lambda: [NORM])
-    (transform,) = plugin.smooth(block=block, layers=layers, observed={"input": accumulator.result()})
+    (transform,) = plugin.smooth(block=block, layers=layers, observed={"site": accumulator.result()})
     return transform.scale
 
 
@@ -59,7 +48,7 @@ def site(seed: int, spread: float, scheme: QuantizationScheme) -> tuple[np.ndarr
     random = np.random.default_rng(seed)
     x = random.standard_t(3, (300, FEATURES)) * np.exp(spread * random.standard_normal(FEATURES))
     weights = [random.standard_normal((rows, FEATURES)).astype(np.float32) for rows in (16, 40)]
-    return x.astype(np.float32), [Held(w, scheme, f"layer {i}") for i, w in enumerate(weights)]
+    return x.astype(np.float32), [HeldLayer(w, scheme, f"layer {i}") for i, w in enumerate(weights)]
 
 
 @pytest.mark.parametrize(("scheme", "stands"), [("W8A8", True), ("W8A8_STATIC", False)])

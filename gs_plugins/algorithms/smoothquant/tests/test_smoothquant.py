@@ -5,27 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gs_core import ChannelScale, Fold, Layer, LayerInfo, QuantizationScheme
+from gs_core import ChannelScale, Fold, Layer, QuantizationScheme
 from gs_core.observers import ChannelMaxima
-from gs_core.testing import ToyAdapter, write_toy
+from gs_core.testing import HeldLayer, ToyAdapter, write_toy
 from gs_schemas import SCHEMES, SchemaError, validate
 from gs_smoothquant import Options, SmoothQuant
 
 random = np.random.default_rng(0)
 X = (random.standard_normal((100, 6)) * [1, 40, 0.1, 1, 2, 5]).astype(np.float32)
 Q, K = (random.standard_normal((4, 6)).astype(np.float32) for _ in range(2))
-
-
-class Held(Layer):
-    def __init__(self, name: str, weight: np.ndarray, site: str = "input"):
-        super().__init__(LayerInfo(name, 0, weight.shape, site, "float32"))
-        self._weight = weight
-
-    def weight(self) -> np.ndarray:
-        return self._weight.copy()
-
-    def set_weight(self, weight: np.ndarray) -> None:
-        self._weight = weight
 
 
 def maxima(x: np.ndarray) -> np.ndarray:
@@ -37,12 +25,12 @@ def smoothed(alpha: float, fold: Fold, layers: list[Layer], observed: dict[str, 
     return SmoothQuant(Options(alpha=alpha)).smooth(block=block, layers=layers, observed=observed)
 
 
-NORM = Fold("norm", ("input",), 6)
+NORM = Fold("norm", ("site",), 6)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 0.8, 1.0])
 def test_the_scale_is_equation_4_over_all_layers_of_the_site(alpha):
-    (transform,) = smoothed(alpha, NORM, [Held("q", Q), Held("k", K)], {"input": maxima(X)})
+    (transform,) = smoothed(alpha, NORM, [HeldLayer(Q, name="q"), HeldLayer(K, name="k")], {"site": maxima(X)})
     for channel in range(6):
         activation = max(abs(float(x)) for x in X[:, channel])
         weight = max(abs(float(w)) for layer in (Q, K) for w in layer[:, channel])
@@ -51,25 +39,25 @@ def test_the_scale_is_equation_4_over_all_layers_of_the_site(alpha):
 
 
 def test_alpha_one_makes_every_channel_of_the_activation_equally_wide():
-    (transform,) = smoothed(1.0, NORM, [Held("q", Q)], {"input": maxima(X)})
+    (transform,) = smoothed(1.0, NORM, [HeldLayer(Q, name="q")], {"site": maxima(X)})
     np.testing.assert_allclose(maxima(X / transform.scale), np.ones(6), rtol=1e-5)
 
 
 def test_alpha_zero_makes_every_column_of_the_weight_equally_wide():
-    (transform,) = smoothed(0.0, NORM, [Held("q", Q)], {"input": maxima(X)})
+    (transform,) = smoothed(0.0, NORM, [HeldLayer(Q, name="q")], {"site": maxima(X)})
     np.testing.assert_allclose(maxima(Q * transform.scale), np.ones(6), rtol=1e-5)
 
 
 def test_alpha_one_half_makes_activations_and_weights_equally_wide():
-    (transform,) = smoothed(0.5, NORM, [Held("q", Q)], {"input": maxima(X)})
+    (transform,) = smoothed(0.5, NORM, [HeldLayer(Q, name="q")], {"site": maxima(X)})
     np.testing.assert_allclose(maxima(X / transform.scale), maxima(Q * transform.scale), rtol=1e-5)
 
 
 def test_channels_that_share_a_producers_channel_share_a_scale():
     """Grouped heads: two heads of o's input read one head of v, so the wider of the two decides."""
     index = np.array([0, 1, 0, 1, 2, 2])
-    fold = Fold("v", ("input",), 3, index)
-    (transform,) = smoothed(0.5, fold, [Held("o", Q)], {"input": maxima(X)})
+    fold = Fold("v", ("site",), 3, index)
+    (transform,) = smoothed(0.5, fold, [HeldLayer(Q, name="o")], {"site": maxima(X)})
     assert transform.scale.shape == (3,)
     for channel in range(3):
         members = index == channel
@@ -82,7 +70,7 @@ def test_channels_that_share_a_producers_channel_share_a_scale():
 def test_sites_that_share_a_producer_share_its_scale():
     """A parallel block: attention and the feed-forward network read the same norm."""
     fold = Fold("norm", ("attention", "mlp"), 6)
-    layers = [Held("q", Q, "attention"), Held("up", K, "mlp")]
+    layers = [HeldLayer(Q, name="q", site="attention"), HeldLayer(K, name="up", site="mlp")]
     (transform,) = smoothed(0.5, fold, layers, {"attention": maxima(X), "mlp": maxima(3 * X)})
     np.testing.assert_allclose(transform.scale, (maxima(3 * X) / maxima(np.vstack([Q, K]))) ** 0.5, rtol=1e-5)
 
@@ -91,13 +79,13 @@ def test_a_channel_of_zeros_gets_a_finite_scale():
     dead, empty = X.copy(), Q.copy()
     dead[:, 0], empty[:, 1] = 0, 0
     for alpha in (0.0, 0.5, 1.0):
-        (transform,) = smoothed(alpha, NORM, [Held("q", empty)], {"input": maxima(dead)})
+        (transform,) = smoothed(alpha, NORM, [HeldLayer(empty, name="q")], {"site": maxima(dead)})
         assert np.isfinite(transform.scale).all() and (transform.scale > 0).all()
         assert np.isfinite(1 / transform.scale).all()
 
 
 def test_a_site_that_no_token_reached_is_left_alone():
-    assert smoothed(0.5, NORM, [Held("q", Q)], {}) == []
+    assert smoothed(0.5, NORM, [HeldLayer(Q, name="q")], {}) == []
 
 
 # --- what it collects --------------------------------------------------------------------------------------------
