@@ -10,6 +10,9 @@ import typer
 
 from gs_core.cli.text import duration, size
 
+PASSES = ("measure", "gradients")
+"""Stages that go through all blocks on their own, before the others begin with the first one."""
+
 
 def watching(doing: str) -> "Watcher":
     """A context manager to be called as ``gs_core.stages.Progress``; ``doing`` is said before the first block."""
@@ -18,10 +21,6 @@ def watching(doing: str) -> "Watcher":
     from gs_core.cli.live import LiveLine
 
     return LiveLine(doing)
-
-
-PASSES = ("measure", "gradients")
-"""Stages that go through all blocks on their own, before the others begin with the first one."""
 
 
 class Watcher:
