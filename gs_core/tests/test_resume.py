@@ -136,7 +136,7 @@ def test_finished_blocks_are_not_done_again(run, tiny, tmp_path):
     assert started[0] == ("load", 1)
 
 
-def test_a_run_that_changed_is_not_gone_on_with(run, tiny, tmp_path, tokens):
+def test_a_run_that_changed_is_not_gone_on_with(run, tiny, tmp_path, tokens, monkeypatch):
     with pytest.raises(Trip):
         run(tiny, plugins=[Tripwire(at=20)], **LINE)
     write_toy(tmp_path / "other", blocks=2, hidden=16, intermediate=16, heads=2, seed=1)
@@ -148,6 +148,9 @@ def test_a_run_that_changed_is_not_gone_on_with(run, tiny, tmp_path, tokens):
     for name, change in changes.items():
         with pytest.raises(OutputError, match=f"holds an unfinished run with another {name}; finish that one"):
             run(**{"source": tiny} | change)
+    with monkeypatch.context() as other, pytest.raises(OutputError, match="another batch size; finish that one"):
+        other.setattr("gs_core.calibration.TOKENS_PER_BATCH", 4)  # blocks hand on what they return batch by batch
+        run(tiny, **LINE)
     run(tiny, **LINE)
 
 

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -232,5 +233,8 @@ def _identity(made: Plan, tokens: np.ndarray | None) -> dict[str, Any]:
         "model": made.model.fingerprint(),
         "calibration": None if tokens is None else hashlib.sha256(tokens.tobytes()).hexdigest(),
         "plugins": dict(made.versions),
+        "adapter": made.adapter,
         "device": made.device,
+        "golden-stick-core": version("golden-stick-core"),
+        "batch size": calibrating.TOKENS_PER_BATCH,
     }
