@@ -5,7 +5,6 @@ from the last to the first: what is left on disk is the gradient of its loss at 
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -37,11 +36,12 @@ def prepare(model: Model, journal: Journal, batches: Sequence[np.ndarray], start
     if all(_complete(journal, index, len(samples)) for index in range(start, last + 1)):
         return
 
-    visits = count()
+    visits = 2 * last + 1 - start
+    visit = iter(range(visits))
 
     def load(index: int, arriving: Sequence[Batch]) -> Block:
         memory.release()
-        progress("gradients", next(visits), 2 * last + 1 - start)
+        progress("gradients", next(visit), visits)
         return model.block(index, arriving[0])
 
     for index in range(last + 1):

@@ -15,7 +15,8 @@ from gs_core.storage import Tensor
 from gs_core.watching import Watch, fake_quantizer
 
 TOKENS = 32
-"""On which a layer's error is found: the outputs for them are thousands of numbers, and twice a product to make."""
+"""On which a layer's error is found, twice a product of them: on the bundled models within 8 % of that on all tokens on
+average, and 6 % about that from layer to layer."""
 
 
 @dataclass
