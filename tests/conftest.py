@@ -20,6 +20,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))  # for `models`
 SAMPLES, SEQ_LEN, WINDOWS = 128, 256, 64
 """Calibration and evaluation of every measured number: 128 x 256 and 64 x 256 tokens."""
 
@@ -45,6 +46,22 @@ class Data:
 @pytest.fixture(scope="session")
 def data() -> Data:
     return Data()
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, a real Llama, in bfloat16."""
+    from models.smollm2 import smollm2
+
+    return smollm2()
+
+
+@pytest.fixture(scope="session")
+def gemma_shaped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of Gemma 3's shape, with massive activations."""
+    from models.gemma_shaped import gemma_shaped
+
+    return gemma_shaped(tmp_path_factory.mktemp("models") / "gemma-shaped")
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,15 +63,38 @@ def beside(name: str, rooms: Sequence[Path]) -> Path:
     with _lock(Path(f"{folder}.lock")) as lock:
         if not ready.exists():
             shutil.rmtree(folder, ignore_errors=True)
-            _run([[sys.executable, "-I", "-m", "venv", folder]], folder, lock)
+            log = Path(f"{folder}.log")
+            _run([[sys.executable, "-I", "-m", "venv", folder]], log, lock)
             packages = next((lane.parents[1] / "lib").glob("python*/site-packages"))
             own = next((folder / "lib").glob("python*/site-packages"))
             (own / "lane.pth").write_text(f"{packages}\n")
             editable = [argument for room in rooms for argument in ("-e", room)]
             options = ["--no-deps", "--no-build-isolation", "--quiet"]
-            _run([[python, "-I", "-m", "pip", "install", *options, *editable]], folder, lock)
+            _run([[python, "-I", "-m", "pip", "install", *options, *editable]], log, lock)
             ready.touch()
     return python
+
+
+def made_once(kind: str, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder ``name`` of the cache, which ``make`` fills when it is missing; it is empty then."""
+    folder = cache() / kind / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(Path(f"{folder}.lock")):
+        if not folder.is_dir():
+            half = folder.with_name(f"{name}.partial")
+            shutil.rmtree(half, ignore_errors=True)
+            half.mkdir()
+            make(half)
+            half.rename(folder)
+    return folder
+
+
+def pip_download(requirement: str, folder: Path) -> Path:
+    """The wheel of one requirement, without its dependencies. Raises `EnvironmentFailed`."""
+    log = folder / "pip.log"
+    _run([[sys.executable, "-I", "-m", "pip", "download", "--no-deps", "--dest", folder, requirement]], log)
+    log.unlink()
+    return next(folder.glob("*.whl"))
 
 
 def names() -> list[str]:
@@ -111,19 +134,19 @@ def _make(folder: Path, python: Path, requirements: Path, lock: int) -> None:
         steps.append([*pip, "install", "--no-deps", *bare])
     if apart := _directive(requirements, "aside"):
         steps.append([*pip, "install", "--no-deps", "--target", folder / "aside", *apart])
-    _run(steps, folder, lock)
+    _run(steps, log, lock)
 
 
-def _run(steps: Sequence[Sequence[str | Path]], folder: Path, lock: int) -> None:
-    """Carry out the commands that make `folder`. Raises `EnvironmentFailed` at the first that fails."""
-    log = Path(f"{folder}.log")
+def _run(steps: Sequence[Sequence[str | Path]], log: Path, lock: int | None = None) -> None:
+    """Carry out the commands; their output goes to `log`. Raises `EnvironmentFailed` at the first that fails."""
     variables = {k: v for k, v in os.environ.items() if k != "PIP_CONSTRAINT"}  # that one is for our own
+    held = [] if lock is None else [lock]
     with log.open("a") as output:
         for step in steps:
-            ran = subprocess.run(step, stdout=output, stderr=output, env=variables, pass_fds=[lock])
+            ran = subprocess.run(step, stdout=output, stderr=output, env=variables, pass_fds=held)
             if ran.returncode:
                 tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-                raise EnvironmentFailed(f"could not make the environment {folder.name}; see {log}:\n{tail}")
+                raise EnvironmentFailed(f"{log.stem} could not be made; see {log}:\n{tail}")
 
 
 def _directive(requirements: Path, name: str) -> list[str]:
