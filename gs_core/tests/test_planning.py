@@ -146,8 +146,8 @@ CANNOT = {
     ),
     "a group size that does not divide": (
         {"scheme": {"weights": {"format": "int4", "granularity": "group", "group_size": 64}}},
-        r"blocks\.0\.down, blocks\.1\.down, blocks\.2\.down: group_size 64 does not divide in_features 96; "
-        r"dividing: \[32, 96\]\. Change scheme\.weights, or give these layers an override",
+        r"blocks\.0\.down, blocks\.1\.down, blocks\.2\.down: group_size 64 does not divide in_features 96\. "
+        r"Use --group-size 96 \(or 32\), or add an override for these layers to the recipe",
     ),
     "two quantizers": (
         {"algorithms": ["round", "again"]},

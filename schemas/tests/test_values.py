@@ -90,7 +90,10 @@ class TestNames:
         assert found.name is None
 
     def test_the_same_value_changes_nothing(self):
-        assert changed("scheme.weights.group_size=128") == GPTQ
+        assert changed("scheme.weights.observer=minmax") == GPTQ
+
+    def test_a_given_group_size_is_the_users_own_and_no_presets(self):
+        assert changed("scheme.weights.group_size=128").scheme == GPTQ.scheme.model_copy(update={"name": None})
 
     def test_another_preset_brings_its_own_name(self):
         assert changed("scheme=W8A16").scheme.describe() == "W8A16"

@@ -17,7 +17,15 @@ from gs_core.comparing import channel_error
 from gs_core.errors import GoldenStickError, PlanError
 from gs_core.interfaces import Algorithm, Allocator, Block, Choice, Layer, LayerInfo, Model, StaticInput
 from gs_core.observers import limits_of, static_input
-from gs_core.planning import load_algorithm, load_format, names_of, objections
+from gs_core.planning import (
+    fit_groups,
+    is_preset,
+    load_algorithm,
+    load_format,
+    names_of,
+    objections,
+    shared_in_features,
+)
 from gs_core.probing import pattern
 from gs_core.stages import Progress
 from gs_core.watching import fake_quantizer
@@ -68,6 +76,14 @@ def allocate(
     plain = recipe.model_copy(update={"algorithms": specs})
     open_layers = [n for n in model.layers if (rule := plain.rule_for(n.name))[0] is not None and rule[2] == "recipe"]
     groups = list(_groups(open_layers, allocator, plain, stages, model.hidden))
+    if recipe.scheme not in allocator.candidates:
+        schemes = " and ".join(scheme.describe() for scheme in allocator.candidates)
+        raise PlanError(
+            [
+                f"the recipe's scheme ({recipe.scheme.describe()}) is not used: its algorithms choose between "
+                f"{schemes}. Change their candidates, or use a recipe with one scheme"
+            ]
+        )
     if not groups:
         raise PlanError(["no layer is left to choose a scheme for: every one is ignored or overridden"])
     choices = list(_measured(groups, model, tokens[: allocator.samples], progress))
@@ -103,9 +119,12 @@ def _groups(
     for layer in layers:
         together.setdefault((layer.block, pattern(layer.site)), []).append(layer)
     refused: list[str] = []
+    in_features = shared_in_features(layers)
     for group in together.values():
         possible = []
-        for scheme in allocator.candidates:
+        for candidate in allocator.candidates:
+            grouped = fit_groups(candidate, in_features[group[0].name]) if is_preset(candidate) else None
+            scheme = grouped[0] if grouped else candidate
             against = [why for n in group for why in objections(n, scheme, stages, chosen, checkpoint_format, hidden)]
             refused += against
             if not against:

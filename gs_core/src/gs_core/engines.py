@@ -15,6 +15,15 @@ def is_expert(layer: str) -> bool:
     return re.search(r"(^|\.)experts\.\d+\.", layer) is not None
 
 
+def fused_with(layer: str) -> str:
+    """One name for all layers that engines compute as one: the projections of a family, the experts of a mixture."""
+    if is_expert(layer):
+        return re.split(r"(?<=experts)\.\d+\.", layer)[0]
+    parent, _, leaf = layer.rpartition(".")
+    family = next((family for family in FUSED if leaf in family), None)
+    return layer if family is None else f"{parent}.{'+'.join(sorted(family))}"
+
+
 def fit_experts(layer: LayerInfo, scheme: QuantizationScheme) -> tuple[QuantizationScheme, str] | None:
     """Engines have kernels for quantized experts with activations per token alone: for a ``CheckpointFormat.fit``."""
     if not is_expert(layer.name) or scheme.inputs is None or scheme.inputs.dynamic is not False:

@@ -32,7 +32,8 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
     A path names fields (``calibration.samples``), positions in lists (``overrides.0.match``) and, after
     ``algorithms``, an algorithm of the recipe and its option (``algorithms.gptq.damping``). A recipe or scheme that
-    this makes differ from what it was named for loses the name.
+    this makes differ from what it was named for loses the name. So does a preset scheme whose group size is given: it
+    is the user's own size then, which never falls back to a smaller one.
 
     Raises ``SchemaError``, with what was probably meant, for a path that leads nowhere or a value that is not allowed.
     """
@@ -43,6 +44,8 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
             _put_option(data, rest[0], rest[1:], value)
         else:
             data = _put(data, [first, *rest], value)
+            if rest[-2:] == ["weights", "group_size"]:
+                data = _put(data, [first, *rest[:-2]], _nameless(_at(data, [first, *rest[:-2]])))
     return _honest(recipe, Recipe.parse(data))
 
 
@@ -73,6 +76,17 @@ def _put(node: Any, path: Sequence[str], value: Any, at: str = "") -> Any:
         raise SchemaError("recipe", [f"{here}: {at} is a list of {len(node)}; '{part}' is no position in it, from 0"])
     index = int(part)
     return [*node[:index], _put(node[index], rest, value, here), *node[index + 1 :]]
+
+
+def _at(node: Any, path: Sequence[str]) -> Any:
+    for part in path:
+        node = node[int(part)] if isinstance(node, list) else node[part]
+    return node
+
+
+def _nameless(scheme: Any) -> Any:
+    """A scheme without its name, where that is a preset's."""
+    return {**scheme, "name": None} if scheme.get("name") in SCHEMES else scheme
 
 
 def _honest(before: Recipe, after: Recipe) -> Recipe:

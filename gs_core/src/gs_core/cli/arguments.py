@@ -18,6 +18,16 @@ Settings = Annotated[
         "May be given many times.",
     ),
 ]
+GroupSize = Annotated[
+    int | None,
+    typer.Option(
+        "--group-size",
+        min=1,
+        metavar="N",
+        help="Input features that share a scale. Without it, a preset's size falls back to 64 or 32 where it must.",
+        show_default=False,
+    ),
+]
 Format = Annotated[
     str | None, typer.Option(metavar="NAME", help="Checkpoint format, instead of the recipe's.", show_default=False)
 ]
@@ -42,9 +52,15 @@ SeqLen = Annotated[int | None, typer.Option(min=2, metavar="L", help="Tokens in 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def read_recipe(name: str, settings: list[str] | None) -> "Recipe":
-    """The recipe with ``--set`` applied. Raises ``PlanError`` or ``SchemaError``."""
+def read_recipe(name: str, settings: list[str] | None, group_size: int | None = None) -> "Recipe":
+    """The recipe with ``--set`` and ``--group-size`` applied. Raises ``PlanError`` or ``SchemaError``."""
     from gs_core.api import resolve_recipe
+    from gs_core.errors import PlanError
     from gs_schemas import parse_settings, with_values
 
-    return with_values(resolve_recipe(name), parse_settings(settings or []))
+    recipe = with_values(resolve_recipe(name), parse_settings(settings or []))
+    if group_size is None:
+        return recipe
+    if recipe.scheme.weights is None:
+        raise PlanError([f"--group-size {group_size}: recipe {name} quantizes no weights; leave the option out"])
+    return with_values(recipe, {"scheme.weights.granularity": "group", "scheme.weights.group_size": group_size})

@@ -12,6 +12,7 @@ from gs_core.cli.arguments import (
     Calibration,
     Device,
     Format,
+    GroupSize,
     Model,
     RecipeName,
     Samples,
@@ -38,6 +39,7 @@ def plan(
     samples: Samples = None,
     seq_len: SeqLen = None,
     set: Settings = None,
+    group_size: GroupSize = None,
     device: Device = "cpu",
     adapter: Adapter = None,
     as_json: AsJson = False,
@@ -50,7 +52,7 @@ def plan(
     from gs_core import allocation, api
     from gs_core.cli.progress import watching
 
-    asked = api.resolve_recipe(read_recipe(recipe, set))
+    asked = api.resolve_recipe(read_recipe(recipe, set, group_size))
     measures = allocation.allocator_of(asked) is not None
     with watching(f"opening {model}") if measures else nullcontext(_silent) as progress:
         made = api.plan(

@@ -10,6 +10,7 @@ from gs_core.cli.arguments import (
     Calibration,
     Device,
     Format,
+    GroupSize,
     Model,
     RecipeName,
     Samples,
@@ -35,10 +36,11 @@ def quantize(
     device: Device = "cpu",
     adapter: Adapter = None,
     set: Settings = None,
+    group_size: GroupSize = None,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away an earlier run of ours in OUT.")] = False,
 ) -> None:
     """Quantize MODEL as RECIPE says, into the folder OUT."""
-    chosen = read_recipe(recipe, set)
+    chosen = read_recipe(recipe, set, group_size)
     from gs_core import api
     from gs_core.cli.progress import watching
     from gs_core.cli.summary import print_summary

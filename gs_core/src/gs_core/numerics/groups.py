@@ -69,8 +69,7 @@ def objection(shape: tuple[int, int], args: QuantizationArgs) -> str | None:
     """Why a weight of this shape cannot have this granularity, or ``None``."""
     out_features, in_features = shape
     if args.granularity == "group" and args.group_size and in_features % args.group_size:
-        fitting = [g for g in (32, 64, 96, 128, 256) if in_features % g == 0] or [in_features]
-        return f"group_size {args.group_size} does not divide in_features {in_features}; dividing: {fitting}"
+        return f"group_size {args.group_size} does not divide in_features {in_features}"
     if args.granularity == "block" and args.block_size:
         height, width = args.block_size
         if out_features % height or in_features % width:

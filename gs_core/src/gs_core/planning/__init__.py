@@ -1,5 +1,6 @@
 """The plan: every layer's adapter, algorithms, scheme, format and kernel, with the reason, before a weight is read."""
 
+from gs_core.planning.group_size import fit_groups, is_preset, shared_in_features
 from gs_core.planning.layers import objections
 from gs_core.planning.loading import load_algorithm, load_format, names_of
 from gs_core.planning.making import make
@@ -9,10 +10,13 @@ __all__ = [
     "CacheRow",
     "Plan",
     "Row",
+    "fit_groups",
+    "is_preset",
     "load_algorithm",
     "load_format",
     "make",
     "names_of",
     "objections",
+    "shared_in_features",
     "static_inputs",
 ]

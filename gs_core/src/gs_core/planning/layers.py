@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from gs_core import numerics
 from gs_core.interfaces import Algorithm, CheckpointFormat, LayerInfo
+from gs_core.planning.group_size import advice
 from gs_core.stages import implements
 from gs_schemas import QuantizationScheme
 
@@ -25,7 +26,9 @@ def objections(
         found.append(f"scheme.weights.format: numerics for '{scheme.weights.format}' are not installed")
     why = numerics.objection(layer.shape, scheme.weights)
     if why:
-        found.append(f"{why}. Change scheme.weights, or give these layers an override")
+        grouped = scheme.weights.granularity == "group"
+        change = advice(layer.shape[1]) if grouped else "Change scheme.weights, or add an override for these layers"
+        found.append(f"{why}. {change}")
     for name, algorithm in zip(names, algorithms, strict=True):
         why = algorithm.unsupported(layer, scheme)
         if why:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from gs_core import discovery, kernels
 from gs_core.interfaces import Algorithm, Model, Request
 from gs_core.planning.caches import cache_rows
+from gs_core.planning.group_size import fit_groups, is_preset, shared_in_features
 from gs_core.planning.layers import objections
 from gs_core.planning.loading import load_algorithm, load_format, names_of
 from gs_core.planning.plan import Plan, Row
@@ -37,6 +38,7 @@ def make(
     assert checkpoint_format is not None
     available = kernels.installed()
     rows = []
+    in_features = shared_in_features(model.layers)
     for layer in model.layers:
         scheme, specs, reason = recipe.rule_for(layer.name)
         reason = (reasons or {}).get(layer.name, reason)
@@ -46,8 +48,12 @@ def make(
             reason = reason if scheme is None else f"{reason}: its scheme has no weights"
             scheme, chosen = None, ()
         else:
+            preset = is_preset(scheme)
             if scheme.kv_cache is not None:  # the attention's, not the layer's
                 scheme = named(scheme.model_copy(update={"name": None, "kv_cache": None}))
+            grouped = fit_groups(scheme, in_features[layer.name]) if preset else None
+            if grouped:
+                scheme, reason = grouped[0], f"{reason}; {grouped[1]}"
             fitted = checkpoint_format.fit(layer, scheme)
             if fitted:
                 scheme, reason = fitted[0], f"{reason}; {fitted[1]}"
