@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gs_core import CalibrationError, calibration
+from gs_core.calibration.tokens import CHARACTERS_PER_TOKEN, SPREAD, TOKENS_PER_BATCH
 
 
 def by_byte(text):
@@ -43,16 +44,34 @@ def test_a_jsonl_file_under_any_of_its_names(tmp_path):
     assert text(load(tmp_path / "a.jsonl")) == "abcdefgh"
 
 
-@pytest.mark.parametrize("line", ["{nonsense", "[]", "3", '{"label": 1}', "null", "[" * 1_000_000])
-def test_a_bad_jsonl_line_is_named(line, tmp_path):
+BAD_LINES = {
+    "{nonsense": "not JSON",
+    "[" * 1_000_000: "not JSON",
+    '{"text": ' + "9" * 5000 + "}": "not JSON",
+    "[]": "expected a text, or an object with 'text'",
+    "3": "expected a text, or an object with 'text'",
+    '{"label": 1}': "expected a text, or an object with 'text'",
+    "null": "expected a text, or an object with 'text'",
+    '{"text": null}': "'text' is null",
+    '{"text": 3}': "'text' is a int",
+    '{"text": "\\ud800"}': r"'\\ud800' is half of a character",
+    '{"messages": []}': "'messages' has no messages",
+    '{"messages": [{"role": "user"}]}': "'messages', message 1: expected 'role' and 'content'",
+    '{"messages": [{"role": "user", "content": "a"}, "b"]}': "message 2: expected 'role' and 'content'",
+    '{"conversations": [{"from": 1, "value": "a"}]}': "message 1: expected 'role' and 'content', or 'from' and 'value'",
+}
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_LINES.items(), ids=range(len(BAD_LINES)))
+def test_a_bad_jsonl_line_is_named(line, message, tmp_path):
     (tmp_path / "a.jsonl").write_text(f'{{"text": "ab"}}\n\n{line}\n')
-    with pytest.raises(CalibrationError, match=r"a\.jsonl, line 3: expected a JSON object with 'text'"):
+    with pytest.raises(CalibrationError, match=rf"a\.jsonl, line 3: .*{message}|a\.jsonl, line 3: {message}"):
         load(tmp_path / "a.jsonl")
 
 
 def test_a_jsonl_file_that_is_not_utf8(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "ab"}\n\xff\n')
-    with pytest.raises(CalibrationError, match=r"a\.jsonl: not UTF-8 text"):
+    with pytest.raises(CalibrationError, match=r"a\.jsonl, line 2: not UTF-8 text"):
         load(tmp_path / "a.jsonl")
 
 
@@ -157,7 +176,7 @@ def test_no_more_text_is_read_than_is_needed(tmp_path):
 
     (tmp_path / "a.txt").write_text("x" * 10_000)
     calibration.load(tmp_path / "a.txt", 2, 4, tokenize)
-    assert read == [2 * 4 * calibration.SPREAD * calibration.CHARACTERS_PER_TOKEN]
+    assert read == [2 * 4 * SPREAD * CHARACTERS_PER_TOKEN]
 
 
 # --- use -----------------------------------------------------------------------------------------------------
@@ -175,5 +194,5 @@ def test_batches_hold_every_row_in_order(samples, seq_len):
     tokens = np.arange(samples)[:, None] + np.zeros(seq_len, int)
     batches = calibration.batches(tokens)
     assert (np.concatenate(batches) == tokens).all()
-    assert all(len(batch) == 1 or batch.size <= calibration.TOKENS_PER_BATCH for batch in batches)
-    assert len(batches) <= -(-samples // max(1, calibration.TOKENS_PER_BATCH // seq_len))
+    assert all(len(batch) == 1 or batch.size <= TOKENS_PER_BATCH for batch in batches)
+    assert len(batches) <= -(-samples // max(1, TOKENS_PER_BATCH // seq_len))

@@ -297,7 +297,8 @@ class TestEval:
     @pytest.mark.parametrize(
         ("changed", "line"),
         [
-            (["--text", "none.txt"], "error: --text none.txt: no such file"),
+            (["--text", "none.txt"], "error: none.txt: no such calibration file or folder"),
+            (["--text", ""], "error: the path of the text is empty; name a file"),
             (["--windows", "100000"], "error: the text has 9000 tokens, 100000 windows of 32 need 3200000; "),
         ],
     )
@@ -306,6 +307,25 @@ class TestEval:
         assert result.exit_code == 1
         (error,) = errors(result)
         assert error.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["plan", "toy", "recipe.yaml", "--calibration", ""], "error: the path of the text is empty; name a file"),
+        (["quantize", "toy", "recipe.yaml", "-o", ""], "error: the path of the output is empty; name a folder"),
+        (["quantize", "", "recipe.yaml", "-o", "out"], "error: the path of the model is empty; name a checkpoint"),
+        (["plan", "no/toy", "recipe.yaml"], "error: no/toy: no such model folder"),
+        (["plan", "nowhere", "recipe.yaml", "--calibration", "a.txt"], "error: a.txt: no such calibration file"),
+        (["plan", "nowhere", "recipe.yaml", "--set", "calibration.data=a.txt"], "error: a.txt: no such calibration"),
+    ],
+)
+def test_paths_are_checked_before_a_model_is_opened(gsq, toy, arguments, line):
+    result = gsq(*arguments)
+    assert result.exit_code == 2
+    (error,) = errors(result)
+    assert error.startswith(line)
+    assert not Path("out").exists()
 
 
 def tensors(folder: Path) -> dict[str, bytes]:

@@ -58,7 +58,7 @@ def test_windows_are_judged_each_on_its_own(toy):
 
 def test_batches_do_not_matter(toy, monkeypatch):
     whole = measured(toy).perplexity
-    monkeypatch.setattr("gs_core.calibration.TOKENS_PER_BATCH", 20)
+    monkeypatch.setattr("gs_core.calibration.tokens.TOKENS_PER_BATCH", 20)
     assert measured(toy).perplexity == pytest.approx(whole, rel=1e-6)
 
 

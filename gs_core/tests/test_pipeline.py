@@ -54,7 +54,7 @@ def calls(monkeypatch):
 @pytest.fixture
 def small_batches(monkeypatch):
     """Four batches of the eight samples."""
-    monkeypatch.setattr(calibration, "TOKENS_PER_BATCH", 48)
+    monkeypatch.setattr("gs_core.calibration.tokens.TOKENS_PER_BATCH", 48)
 
 
 def raw(tensor):

@@ -149,7 +149,7 @@ def test_a_run_that_changed_is_not_gone_on_with(run, tiny, tmp_path, tokens, mon
         with pytest.raises(OutputError, match=f"holds an unfinished run with another {name}; finish that one"):
             run(**{"source": tiny} | change)
     with monkeypatch.context() as other, pytest.raises(OutputError, match="another batch size; finish that one"):
-        other.setattr("gs_core.calibration.TOKENS_PER_BATCH", 4)  # blocks hand on what they return batch by batch
+        other.setattr("gs_core.calibration.tokens.TOKENS_PER_BATCH", 4)  # block outputs are saved batch by batch
         run(tiny, **LINE)
     run(tiny, **LINE)
 

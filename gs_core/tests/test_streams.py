@@ -69,7 +69,7 @@ def test_batches_are_counted_from_both_ends(run, monkeypatch):
         return Rounding.quantize(self, layers)
 
     monkeypatch.setattr(Centring, "quantize", hookimpl(check))
-    monkeypatch.setattr("gs_core.calibration.TOKENS_PER_BATCH", 48)
+    monkeypatch.setattr("gs_core.calibration.tokens.TOKENS_PER_BATCH", 48)
     run(algorithms=["centre"])
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 import gs_schemas
-from gs_core import allocation, discovery, memory, pipeline, report
+from gs_core import allocation, discovery, hub, memory, pipeline, report
 from gs_core import calibration as calibrating
-from gs_core.errors import OutputError, PlanError
+from gs_core.errors import CalibrationError, OutputError, PlanError
 from gs_core.interfaces import Adapter, CacheNumbers, CheckpointFormat, LayerNumbers, Model
 from gs_core.journal import Journal
 from gs_core.planning import Plan, load_format, make
@@ -26,7 +26,7 @@ from gs_schemas import Recipe, SchemaError, unknown
 DESCRIPTIONS = "quant*_description.json"
 """Files beside a config.json that does not say itself that the weights are quantized."""
 Source = Any
-"""A checkpoint folder (``str`` or ``Path``), or a live model that an installed adapter handles."""
+"""A checkpoint folder (``str`` or ``Path``), a hub id in the local cache, or a live model that an adapter handles."""
 
 
 def resolve_recipe(recipe: Recipe | str | Path) -> Recipe:
@@ -63,10 +63,8 @@ def open_source(source: Source, device: str = "cpu", adapter: str | Adapter | No
     Raises ``PlanError`` when no adapter does, ``CheckpointError`` for a damaged folder.
     """
     memory.settle()
-    if isinstance(source, str):
-        source = Path(source)
-    if isinstance(source, Path) and not source.is_dir():
-        raise PlanError([f"{source}: no such model folder"])
+    if isinstance(source, str | Path):
+        source = _model_folder(source)
     name, chosen = _choose_adapter(source, adapter)
     found = _format_of(source) if isinstance(source, Path) else None
     if found is None:
@@ -75,6 +73,21 @@ def open_source(source: Source, device: str = "cpu", adapter: str | Adapter | No
     checkpoint, numbers = reader.read(stored, config)
     model = chosen.open(source, device, checkpoint)
     return Opened(name, model, numbers, reader.read_caches(stored, config, model.caches))
+
+
+def _model_folder(source: str | Path) -> Path:
+    """The folder itself, or the snapshot in the local Hugging Face cache if ``source`` is a hub id."""
+    if not str(source).strip():
+        raise PlanError(["the path of the model is empty; name a checkpoint folder"])
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise PlanError([f"{source}: a file; name the model's folder"])
+    found = hub.snapshot("models", str(source))
+    if found is None:
+        raise PlanError([f"{source}: no such model folder{hub.how_to_download('models', str(source))}"])
+    return found
 
 
 def _choose_adapter(source: Source, adapter: str | Adapter | None) -> tuple[str, Adapter]:
@@ -121,9 +134,10 @@ def plan(
     format: str | None = None,
     device: str = "cpu",
     adapter: str | Adapter | None = None,
-    calibration: str | Path | np.ndarray | None = None,
+    calibration: Any = None,
     samples: int | None = None,
     seq_len: int | None = None,
+    tokenizer: Any = None,
     progress: Progress = lambda stage, block, blocks: None,
 ) -> Plan:
     """What ``quantize`` would do, layer by layer, with reasons; reads no weights, unless the recipe leaves the choice
@@ -134,13 +148,14 @@ def plan(
     resolved = resolve_recipe(recipe)
     if format is not None:
         resolved = resolved.model_copy(update={"format": format})
+    _find_data(resolved, calibration)
     opened = open_source(model, device, adapter)
     if any(numbers.online is not None for numbers in opened.numbers.values()):
         raise PlanError([f"{model} leaves transforms to be computed at run time; quantize the model it was made from"])
     allocator = allocation.allocator_of(resolved)
     if allocator is None:
         return make(resolved, opened.model, opened.adapter, device)
-    tokens = _tokens(resolved, opened.model, calibration, samples, seq_len, "choosing schemes needs")
+    tokens = _tokens(resolved, opened.model, calibration, samples, seq_len, tokenizer, "choosing schemes needs")
     with opened.model.settings(resolved.calibration.exact):
         chosen = allocation.allocate(resolved, allocator, opened.model, tokens, progress)
     return make(chosen.recipe, opened.model, opened.adapter, device, chosen.reasons, [chosen.summary])
@@ -151,9 +166,10 @@ def quantize(
     recipe: Recipe | str | Path,
     output: str | Path,
     *,
-    calibration: str | Path | np.ndarray | None = None,
+    calibration: Any = None,
     samples: int | None = None,
     seq_len: int | None = None,
+    tokenizer: Any = None,
     format: str | None = None,
     device: str = "cpu",
     adapter: str | Adapter | None = None,
@@ -166,11 +182,14 @@ def quantize(
     model: a checkpoint folder or a live model. recipe: a preset's name, a file, or a ``Recipe``.
     output: a folder that is empty or holds an unfinished run of the same recipe and model, which goes on.
     calibration: see ``gs_core.calibration.load``; replaces the recipe's, as ``samples`` and ``seq_len`` do.
+    tokenizer: replaces the model's own: a tokenizer of transformers or tokenizers, or a callable ``str → ids``.
     restart: throw away an earlier run of ours in ``output``. plugins: wrappers around every stage.
 
     Raises a ``GoldenStickError`` whose message says what to do; blocks that were finished stay finished.
     """
     started = time.monotonic()
+    if not str(output).strip():
+        raise PlanError(["the path of the output is empty; name a folder to write to"])
     if isinstance(model, str | Path) and Path(model).resolve() == Path(output).resolve():
         raise PlanError([f"{output} is the model itself; choose another folder to write to"])
     made = plan(
@@ -182,11 +201,12 @@ def quantize(
         calibration=calibration,
         samples=samples,
         seq_len=seq_len,
+        tokenizer=tokenizer,
         progress=progress,
     )
     tokens = None
     if made.needs_data:
-        tokens = _tokens(made.recipe, made.model, calibration, samples, seq_len, _why_data(made))
+        tokens = _tokens(made.recipe, made.model, calibration, samples, seq_len, tokenizer, _why_data(made))
     journal = Journal(Path(output), _identity(made, tokens), restart)
     try:
         with made.model.settings(made.recipe.calibration.exact), memory.quick_collections():
@@ -205,12 +225,23 @@ def _why_data(made: Plan) -> str:
     return f"{needing} needs" if needing else "static activations need"
 
 
+def _find_data(recipe: Recipe, calibration: Any) -> None:
+    """Raise ``PlanError`` if calibration data is named and not there. Reads none of it."""
+    source = calibration if calibration is not None else recipe.calibration.data
+    if source is not None:
+        try:
+            calibrating.locate(source)
+        except CalibrationError as error:
+            raise PlanError([str(error)]) from None
+
+
 def _tokens(
     recipe: Recipe,
     model: Model,
-    calibration: str | Path | np.ndarray | None,
+    calibration: Any,
     samples: int | None,
     seq_len: int | None,
+    tokenizer: Any,
     why: str,
 ) -> np.ndarray:
     asked = recipe.calibration
@@ -221,7 +252,7 @@ def _tokens(
     limit = model.max_tokens()
     if limit is not None and seq_len > limit:
         raise PlanError([f"calibration of {seq_len} tokens: the model takes at most {limit}; lower --seq-len"])
-    tokens = calibrating.load(source, samples, seq_len, model.tokenize)
+    tokens = calibrating.load(source, samples, seq_len, model if tokenizer is None else tokenizer)
     calibrating.check(tokens, model.vocabulary())
     return tokens
 
@@ -236,5 +267,5 @@ def _identity(made: Plan, tokens: np.ndarray | None) -> dict[str, Any]:
         "adapter": made.adapter,
         "device": made.device,
         "golden-stick-core": version("golden-stick-core"),
-        "batch size": calibrating.TOKENS_PER_BATCH,
+        "batch size": calibrating.tokens.TOKENS_PER_BATCH,
     }

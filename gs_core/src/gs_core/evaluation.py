@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gs_core import calibration
-from gs_core.api import Opened, open_source
+from gs_core.api import Opened, Source, open_source
 from gs_core.arrays import RawTensor, to_raw
 from gs_core.errors import CalibrationError, PlanError
 from gs_core.interfaces import Adapter, Block, OnSite, StaticInput
@@ -28,22 +29,26 @@ class Evaluation:
 
 
 def evaluate(
-    model: str | Path,
-    text: str | Path | np.ndarray,
+    model: Source,
+    text: Any,
     *,
     seq_len: int = 256,
     windows: int = 64,
+    tokenizer: Any = None,
     device: str = "cpu",
     adapter: str | Adapter | None = None,
     progress: Progress = lambda stage, block, blocks: None,
 ) -> Evaluation:
     """Perplexity on the first ``windows`` windows of a text, each judged on its own, in float32.
 
+    model: a folder or a live model. text: any source of ``gs_core.calibration.load``. tokenizer: replaces the model's.
+
     A quantized folder is computed as its numbers say: dequantized weights, activations and caches quantized at run
     time or with the stored scales. Raises ``CalibrationError`` when the text is too short.
     """
+    text = calibration.locate(text)
     opened = open_source(model, device, adapter)
-    tokens = _windows(text, windows, seq_len, opened.model.tokenize)
+    tokens = _windows(text, windows, seq_len, opened.model if tokenizer is None else tokenizer)
     calibration.check(tokens, opened.model.vocabulary())
     limit = opened.model.max_tokens()
     if limit is not None and seq_len > limit:
@@ -65,12 +70,13 @@ def evaluate(
     found = [numbers.scheme for numbers in opened.numbers.values()]
     found += [QuantizationScheme(kv_cache=numbers.args) for numbers in opened.caches.values()]
     schemes = sorted({scheme.describe() for scheme in found})
-    return Evaluation(str(model), float(np.exp(mean)), windows, seq_len, "; ".join(schemes) or "float")
+    name = str(model) if isinstance(model, str | Path) else opened.model.name
+    return Evaluation(name, float(np.exp(mean)), windows, seq_len, "; ".join(schemes) or "float")
 
 
-def _windows(text: str | Path | np.ndarray, windows: int, seq_len: int, tokenize: calibration.Tokenize) -> np.ndarray:
+def _windows(text: Any, windows: int, seq_len: int, tokenizer: Any) -> np.ndarray:
     """The first windows, one after another: the convention of perplexity."""
-    found = calibration.stream(text, windows * seq_len, tokenize)
+    found = calibration.stream(text, windows * seq_len, tokenizer)
     if found.ndim == 2:
         found = found[:, :seq_len].reshape(-1)
     if len(found) < windows * seq_len:
@@ -78,7 +84,7 @@ def _windows(text: str | Path | np.ndarray, windows: int, seq_len: int, tokenize
             f"the text has {len(found)} tokens, {windows} windows of {seq_len} need {windows * seq_len}; "
             "give a longer text, or lower --windows or --seq-len"
         )
-    return np.ascontiguousarray(found[: windows * seq_len].reshape(windows, seq_len))
+    return np.ascontiguousarray(found[: windows * seq_len].reshape(windows, seq_len), dtype=np.int64)
 
 
 def online(block: Block, opened: Opened) -> dict[str, LinearMap]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gs_core import CacheInfo, CalibrationError, CheckpointError, LayerInfo, LinearMap, Model, Site
+from gs_core import CacheInfo, CheckpointError, LayerInfo, LinearMap, Model, Site
 from gs_core.arrays import RawTensor
+from gs_core.calibration import WrappedTokenizer
 from gs_core.interfaces import Batch
 from gs_core.known_folds import Folds
 from gs_core.products import rough_products
@@ -26,6 +28,7 @@ from gs_hf.naming import name_places
 from gs_hf.products import fast_products
 from gs_hf.residual import Residual, untied
 from gs_hf.running import Runner, fast_dtype, take_up
+from gs_hf.tokenizer import load_tokenizer
 from gs_hf.weights import Weights
 
 NOT_CARRIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx", ".ckpt")
@@ -75,6 +78,8 @@ class HFModel(Model):
         self.caches = list(self.cache_at.values())
         self.makers = {each.maker: self.cache_at[each.index].sites[0].name for each in cached if each.maker}
         """Parameters whose products are keys before their rotation, and the sites of those."""
+        self.tokenizer_source: str | Path | None = folder
+        """Where transformers finds the tokenizer; of a live model its ``name_or_path``."""
         self.copied: Any = None
         """Keeps the folder of a live model's weights, which is removed with it; None for the user's own folder."""
         self.runner: Runner | None = None
@@ -161,17 +166,14 @@ class HFModel(Model):
         return digest.hexdigest()
 
     def tokenize(self, text: str) -> np.ndarray:
-        from transformers import AutoTokenizer
+        return self.tokenizer.tokenize(text)
 
-        if not hasattr(self, "_tokenizer"):
-            try:
-                self._tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-            except Exception as error:  # transformers' tokenizer loading has no family of errors
-                raise CalibrationError(
-                    f"{self.folder}: no tokenizer could be loaded ({type(error).__name__}); "
-                    "give token ids as a .npy file instead of text"
-                ) from None
-        return np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+    def render_chat(self, chat: Sequence[Mapping[str, Any]]) -> str:
+        return self.tokenizer.render_chat(chat)
+
+    @cached_property
+    def tokenizer(self) -> WrappedTokenizer:
+        return load_tokenizer(self.tokenizer_source, self.name)
 
     def vocabulary(self) -> int:
         weight = getattr(self.module.get_input_embeddings(), "weight", None)

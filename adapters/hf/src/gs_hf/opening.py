@@ -69,6 +69,7 @@ def open_module(live: torch.nn.Module, device: str) -> HFModel:
         model = HFModel(module, Checkpoint(folder), folder, {}, device, type(live).__name__)
     model.copied = spill
     model.name = type(live).__name__
+    model.tokenizer_source = getattr(live, "name_or_path", None)
     return model
 
 

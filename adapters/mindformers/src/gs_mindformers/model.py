@@ -110,7 +110,10 @@ class MFModel(Model):
     def _load_tokenizer(self) -> Any:
         path = None if self.folder is None else self.folder / "tokenizer.json"
         if path is None or not path.is_file():
-            raise CalibrationError(f"{self.name} has no tokenizer.json: give token ids as an array or a .npy file")
+            raise CalibrationError(
+                f"{self.name} has no tokenizer.json; "
+                "give a tokenizer (tokenizer= in Python), or token ids (a .npy file or an array)"
+            )
         from tokenizers import Tokenizer
 
         try:

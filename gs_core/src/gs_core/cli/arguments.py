@@ -7,7 +7,7 @@ import typer
 if TYPE_CHECKING:
     from gs_schemas import Recipe
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder: config.json and safetensors.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or a hub id in the local cache.")]
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name from `gsq recipes`, or a YAML or JSON file.")]
 Settings = Annotated[
     list[str] | None,
@@ -44,7 +44,10 @@ Adapter = Annotated[
 Calibration = Annotated[
     str | None,
     typer.Option(
-        "--calibration", metavar="PATH", help="Text file, folder, .jsonl or .npy of token ids.", show_default=False
+        "--calibration",
+        metavar="DATA",
+        help="Text, .jsonl, .json, .csv or .npy file, a folder, or a dataset's hub id.",
+        show_default=False,
     ),
 ]
 Samples = Annotated[int | None, typer.Option(min=1, metavar="N", help="Calibration samples.", show_default=False)]

@@ -26,7 +26,7 @@ def quantize(
     model: Model,
     recipe: RecipeName,
     output: Annotated[
-        Path,
+        str,
         typer.Option("--output", "-o", metavar="OUT", help="An empty folder, or an unfinished run, which goes on."),
     ],
     format: Format = None,
@@ -61,7 +61,7 @@ def quantize(
                 progress=progress,
             )
     except KeyboardInterrupt:
-        interrupt(_interrupted(output, restart))
+        interrupt(_interrupted(Path(output), restart))
     print_summary(report)
 
 

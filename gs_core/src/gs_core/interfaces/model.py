@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gs_core.arrays import Array, RawTensor
+from gs_core.errors import CalibrationError
 from gs_core.interfaces.layers import CacheInfo, Layer, LayerInfo, Site
 from gs_core.interfaces.transforms import Fold, OnSite, Transform
 from gs_core.linear_map import LinearMap
@@ -140,6 +141,13 @@ class Model(ABC):
     @abstractmethod
     def tokenize(self, text: str) -> np.ndarray:
         """Token ids, int64 ``(n,)``, without special tokens. Raises ``CalibrationError`` without a tokenizer."""
+
+    def render_chat(self, chat: Sequence[Mapping[str, Any]]) -> str:
+        """A chat as text, by the chat template of the model's tokenizer.
+
+        chat: messages with ``role`` and ``content``. Raises ``CalibrationError`` without a template.
+        """
+        raise CalibrationError(f"{self.name} has no chat template; give texts in place of chats, or a tokenizer")
 
     @abstractmethod
     def vocabulary(self) -> int:

@@ -1,0 +1,26 @@
+"""The tokenizer of a model, loaded from local files when it is first needed."""
+
+from pathlib import Path
+
+from gs_core import CalibrationError
+from gs_core.calibration import WrappedTokenizer
+
+
+def load_tokenizer(source: str | Path | None, model: str) -> WrappedTokenizer:
+    """The tokenizer of a folder, or of a hub id in the local cache.
+
+    source: of a live model its ``name_or_path``, which may be empty. model: its name, for messages.
+    Raises ``CalibrationError`` when there is none.
+    """
+    advice = "give a tokenizer (tokenizer= in Python), or token ids (a .npy file or an array) in place of text"
+    if not source:
+        raise CalibrationError(f"{model} names no folder of a tokenizer; {advice}")
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers' tokenizer loading has no family of errors
+        raise CalibrationError(
+            f"{source}: no tokenizer could be loaded from local files ({type(error).__name__}); {advice}"
+        ) from None
+    return WrappedTokenizer(loaded)
