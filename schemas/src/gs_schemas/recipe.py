@@ -89,10 +89,12 @@ class Override(Strict):
 class Calibration(Strict):
     """The tokens that activations are observed on: ``samples`` sequences of ``seq_len`` tokens.
 
-    ``data`` is a text file, a ``.jsonl`` file, a ``.npy`` token array, or a folder of text files. ``dtype`` is that of
-    the matrix products, all else being float32: ``model`` is what an engine computes in, where the processor has such
-    products, and float32 elsewhere: the one the weights are stored in, or int8 where weights and activations are. In
-    ``float32`` those of a search are, too.
+    ``data`` is the path of a text file, a ``.jsonl``, ``.json``, ``.csv`` or ``.npy`` file, a folder, or the hub id of
+    a dataset (see docs/calibration.md).
+
+    ``dtype`` is the dtype of the matrix products; everything else is float32. ``model``: the dtype that the weights are
+    stored in, int8 where weights and activations are quantized to it, and float32 where the processor has no such
+    products. ``float32``: all products, those of searches too.
     """
 
     data: str | None = None
