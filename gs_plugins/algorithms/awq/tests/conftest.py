@@ -46,11 +46,12 @@ def scaled() -> Callable[..., np.ndarray]:
 
 @pytest.fixture(scope="session")
 def quantized() -> Callable[..., QuantizedTensor]:
-    """``(weight, x, args, **options)``: one layer through the plugin's clip search."""
+    """``(weight, x, args, **options)``: one layer through the plugin's clip search, by the moments of ``x`` exactly
+    unless ``shrinkage`` is given."""
 
     def quantize(weight: Array, x: Array, args: QuantizationArgs, **options: object) -> QuantizedTensor:
         layer = HeldLayer(weight, args)
-        return AWQ(Options(**{"signed_scales": False} | options)).quantize(
+        return AWQ(Options(**{"signed_scales": False, "shrinkage": 0.0} | options)).quantize(
             layers=[layer], observed=observing({"site": x})
         )[layer.name]
 

@@ -115,6 +115,32 @@ def test_a_layer_that_golden_stick_was_measured_on(
     assert output_error(weight, numerics.dequantize(found) / scale, x) < limit * min(1, plain / rounding)
 
 
+def test_by_few_tokens_it_errs_less_on_other_tokens_when_their_correlations_are_shrunk(
+    quantized, correlated, output_error
+):
+    features, few = 128, 64
+    weight = np.random.default_rng(0).standard_t(5, (48, features)).astype(np.float32)
+    x = correlated(1, tokens=2000, features=features, rank=96)
+    auto, exact, given = (
+        numerics.dequantize(quantized(weight, x[:few], GROUP, shrinkage=shrinkage))
+        for shrinkage in ("auto", 0.0, features / (features + few))
+    )
+    np.testing.assert_array_equal(auto, given)
+    assert output_error(weight, exact, x[:few]) < output_error(weight, auto, x[:few])
+    assert output_error(weight, auto, x[few:]) < 0.97 * output_error(weight, exact, x[few:])
+
+
+def test_moments_shrunk_wholly_count_each_feature_alone(quantized, weight, x):
+    found = numerics.dequantize(quantized(weight, x, CHANNEL, weight_clip_ratio=RATIOS, shrinkage=1.0))
+    importance = (x.astype(np.float64) ** 2).sum(axis=0)
+
+    def cost(values: np.ndarray) -> np.ndarray:
+        return ((values - weight) ** 2 * importance).sum(axis=1)
+
+    every = np.array([cost(clipped(weight, CHANNEL, np.float32(ratio))) for ratio in RATIOS])
+    np.testing.assert_allclose(cost(found), every.min(axis=0), rtol=1e-4)
+
+
 # --- options -----------------------------------------------------------------------------------------------------
 
 
@@ -126,6 +152,7 @@ def test_a_layer_that_golden_stick_was_measured_on(
         ({"weight_clip_ratio": 0.0}, "weight_clip_ratio"),
         ({"weight_clip_ratio": [0.5, 1.5]}, "weight_clip_ratio"),
         ({"sweeps": 0}, "sweeps: got 0"),
+        ({"shrinkage": 1.5}, "shrinkage"),
         ({"bogus": 1}, "bogus: no such field"),
     ],
 )

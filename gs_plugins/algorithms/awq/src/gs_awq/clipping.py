@@ -20,13 +20,14 @@ ROWS = 2048
 
 
 def clip(
-    weight: Array, ranges: Ranges, moments: Array, ratios: Sequence[float], sweeps: int
+    weight: Array, ranges: Ranges, moments: Array, ratios: Sequence[float], sweeps: int, shrinkage: float = 0.0
 ) -> tuple[Array, Array | None]:
     """Scales and zero points ``(rows, groups)`` of a weight ``(out, in)``, scales in the dtype they are stored in.
 
     moments: ``(in, in)``, see ``Moments``. ratios: parts of the range to choose from. sweeps: how often each group
     is chosen; the first time of all ratios by the groups before it, then of its neighbours by all other groups, back
     and forth: what the groups on one side add was found on the way here, so a sweep costs half of ``e M``.
+    shrinkage: the part of ``moments`` outside the diagonal that is left out, 0 to 1.
     """
     xp = namespace(weight)
     together = height(weight.shape[0], ranges.args)
@@ -35,7 +36,7 @@ def clip(
     for start in range(0, weight.shape[0], step):
         rows = weight[start : min(start + step, weight.shape[0]), :]
         ends = minmax(numerics.split(rows, ranges.args))
-        best = _best(rows, ranges, Tried.of(ranges, ends, ratios), moments, sweeps)
+        best = _best(rows, ranges, Tried.of(ranges, ends, ratios), moments, sweeps, 1.0 - shrinkage)
         known = xp.asarray(ratios, dtype=weight.dtype, device=device(weight))
         found.append(ranges.parameters(ends, xp.reshape(xp.take(known, xp.reshape(best, (-1,)), axis=0), best.shape)))
     scales, zero_points = zip(*found, strict=True)
@@ -70,8 +71,8 @@ class Tried:
         return xp.take(self.scales[group, :], at, axis=0)[:, None], zero_points
 
 
-def _best(weight: Array, ranges: Ranges, tried: Tried, moments: Array, sweeps: int) -> Array:
-    """The number of the best ratio of each range, ``(rows, groups)``."""
+def _best(weight: Array, ranges: Ranges, tried: Tried, moments: Array, sweeps: int, kept: float) -> Array:
+    """The number of the best ratio of each range, ``(rows, groups)``. kept: factor of the off-diagonal moments."""
     xp = namespace(weight)
     args = ranges.args
     # The columns that share a scale are a small weight of their own, and its scales have one column.
@@ -91,11 +92,11 @@ def _best(weight: Array, ranges: Ranges, tried: Tried, moments: Array, sweeps: i
         forth = sweep % 2 == 0
         for group in range(best.shape[1]) if forth else reversed(range(best.shape[1])):
             a, b = group * width, (group + 1) * width
-            part, own = weight[:, a:b] + 0.0, rough(moments[a:b, a:b])
+            part, own = weight[:, a:b] + 0.0, rough(_shrunk(moments[a:b, a:b], kept))
             chosen = slice(0, a) if forth else slice(b, weight.shape[1])
             # Symmetric, so its rows say what its columns do; they lie together.
             others = astype(error[:, chosen] @ xp.permute_dims(rough(moments[a:b, chosen]), (1, 0)), "float32")
-            both, behind[:, a:b] = 2.0 * (others + behind[:, a:b]), others
+            both, behind[:, a:b] = 2.0 * kept * (others + behind[:, a:b]), others
             least = xp.full((rows,), float("inf"), dtype=weight.dtype, device=device(weight))
             before = best[:, group] + 0
             for step in range(tried.ratios) if sweep == 0 else (-1, 0, 1):
@@ -111,6 +112,17 @@ def _best(weight: Array, ranges: Ranges, tried: Tried, moments: Array, sweeps: i
                 best[:, group] = xp.where(better, choice, best[:, group])
             error[:, a:b] = rough(wrong(part, group, best[:, group]))
     return best
+
+
+def _shrunk(moments: Array, kept: float) -> Array:
+    """``moments`` ``(features, features)`` with all but the diagonal multiplied by ``kept``."""
+    if kept == 1.0:
+        return moments
+    xp = namespace(moments)
+    off = xp.eye(moments.shape[0], dtype=moments.dtype, device=device(moments)) * (1.0 - kept)
+    off += kept
+    off *= moments
+    return off
 
 
 def best_of(weight: Array, ranges: Ranges, ratios: Sequence[float], importance: Array) -> Array:

@@ -38,6 +38,16 @@ class Moments(SecondMoments):
         return self._magnitude / self._tokens
 
     @property
+    def shrinkage(self) -> float:
+        """Weight of the diagonal in an estimate of the moments of other text: ``features / (features + tokens)``.
+
+        Off-diagonal moments of few tokens are mostly noise. Shrinking them towards zero is the estimator of Ledoit and
+        Wolf (https://doi.org/10.1016/S0047-259X(03)00096-4), here with a weight that depends on the counts alone.
+        """
+        features = self._magnitude.shape[0]
+        return float(features / (features + self._tokens))
+
+    @property
     def matrix(self) -> Array:
         """``Σ x xᵀ``, not a copy."""
         if not self._mirrored:

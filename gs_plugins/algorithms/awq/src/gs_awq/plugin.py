@@ -1,7 +1,7 @@
 """The stage plugin: scales for every fold of a block, then the clipping of every layer."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -44,6 +44,8 @@ class Options(Strict):
     weight_clip_ratio: the parts of a range that the clip search tries, or one of them.
     sweeps: how often the clip search goes through the groups of a row.
     signed_scales: symmetric scales of up to four bits may be negative (``gs_awq.ranges``).
+    shrinkage: how far the clip search moves second moments towards their diagonal, 0 to 1; ``auto`` takes
+        ``features / (features + tokens)``: the fewer tokens, the less their correlations say about other text.
     """
 
     smooth_alpha: Annotated[tuple[Fraction, ...], BeforeValidator(_listed), Field(min_length=1)] = tuple(
@@ -55,6 +57,7 @@ class Options(Strict):
     )
     sweeps: int = Field(2, ge=1)
     signed_scales: bool = True
+    shrinkage: Fraction | Literal["auto"] = "auto"
 
 
 class AWQ(Algorithm):
@@ -98,5 +101,8 @@ class AWQ(Algorithm):
         if observed is None:
             return numerics.quantize_weight(weight, args, layer.dtype)
         options, ranges = self.options, Ranges.of(layer, self.options.signed_scales)
-        parameters = clip(weight, ranges, observed.matrix, options.weight_clip_ratio, options.sweeps)
+        shrinkage = observed.shrinkage if options.shrinkage == "auto" else options.shrinkage
+        parameters = clip(
+            weight, ranges, observed.matrix, options.weight_clip_ratio, options.sweeps, shrinkage=shrinkage
+        )
         return numerics.quantize_with(weight, *parameters, args)
