@@ -1,12 +1,12 @@
 """Gradients of the model's loss at what each block returns, found with one block in memory."""
 
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from gs_core import Needs, PlanError, gradients, hookimpl
 from gs_core.arrays import from_raw, to_raw
+from gs_core.journal import Journal
 from gs_core.testing import ToyAdapter
 from gs_core.testing.plugins import Centring
 from gs_core.testing.suite import installed, maker
@@ -18,7 +18,7 @@ ADAPTER = ToyAdapter(maker("torch"))
 
 @pytest.fixture
 def journal(tmp_path):
-    return SimpleNamespace(folder=tmp_path)
+    return Journal(tmp_path / "out", {})
 
 
 @pytest.fixture

@@ -136,6 +136,49 @@ def test_finished_blocks_are_not_done_again(run, tiny, tmp_path):
     assert started[0] == ("load", 1)
 
 
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("algorithms", [["level", "round"], ["centre"], ["round"]], ids=["one", "two streams", "no data"])
+@pytest.mark.parametrize("damaged", ["model-00001*", "model-00002*", ".gsq/activations/1*/0.safetensors"])
+def test_a_bit_that_flips_between_two_runs_changes_no_byte(damaged, algorithms, run, toy, tmp_path, contents, caplog):
+    line = LINE | {"algorithms": algorithms, "scheme": "W8A16" if algorithms == ["round"] else "W8A8_STATIC"}
+    run(toy, tmp_path / "left_alone", **line)
+    with pytest.raises(Trip):
+        run(toy, plugins=[Tripwire(at=_first_call_of_block(2, run, toy, tmp_path, line))], **line)
+    found = sorted((tmp_path / "out").glob(damaged))
+    assert found or algorithms == ["round"]
+    for path in found:
+        flip_a_bit(path)
+    run(toy, **line)
+    assert contents(tmp_path / "out") == contents(tmp_path / "left_alone")
+    assert ("sha256 differs" in caplog.text) == bool(found)
+
+
+def _first_call_of_block(block, run, toy, tmp_path, line):
+    """The number of the first stage after so many blocks were exported."""
+    counting = Tripwire()
+    run(toy, tmp_path / "counted", plugins=[counting], **line)
+    exports = [number for number, hook in enumerate(counting.calls) if hook == "export"]
+    return exports[block - 1] + 1
+
+
+def test_a_deleted_line_of_the_journal_stops_the_run(run, toy, tmp_path):
+    line = LINE | {"algorithms": ["round"], "scheme": "W8A16"}
+    with pytest.raises(Trip):
+        run(toy, plugins=[Tripwire(at=_first_call_of_block(2, run, toy, tmp_path, line))], **line)
+    journal = tmp_path / "out" / ".gsq" / "journal.jsonl"
+    first, second = journal.read_bytes().splitlines(keepends=True)
+    for damaged in (second, first + first, first + first + second):
+        journal.write_bytes(damaged)
+        with pytest.raises(OutputError, match="is not the record of part"):
+            run(toy, **line)
+    run(toy, restart=True, **line)
+
+
 def test_a_run_that_changed_is_not_gone_on_with(run, tiny, tmp_path, tokens, monkeypatch):
     with pytest.raises(Trip):
         run(tiny, plugins=[Tripwire(at=20)], **LINE)

@@ -153,7 +153,7 @@ def test_small_files(tmp_path):
     assert (tmp_path / "json").read_text(encoding="utf-8").endswith('"grün",\n  "list": [\n    1\n  ]\n}\n')
     assert json.loads((tmp_path / "json").read_text(encoding="utf-8")) == {"name": "grün", "list": [1]}
     assert (tmp_path / "copy").read_bytes() == (tmp_path / "text").read_bytes()
-    with replacing(tmp_path / "text") as temporary:
-        temporary.write_text("new")
+    with replacing(tmp_path / "text") as file:
+        file.write(b"new")
         assert (tmp_path / "text").read_text(encoding="utf-8") == "grün\n"
     assert (tmp_path / "text").read_text() == "new"

@@ -30,10 +30,10 @@ def picks(batches: Sequence[np.ndarray]) -> list[Pick]:
 
 
 def prepare(model: Model, journal: Journal, batches: Sequence[np.ndarray], start: int, progress: Progress) -> None:
-    """Write the gradient at what each block from ``start`` on returns, where one is missing."""
+    """Write the gradient at the outputs of each block from ``start`` on, where one is missing or damaged."""
     samples = [batches[number][rows] for number, rows in picks(batches)]
     last = len(model.blocks) - 1
-    if all(_complete(journal, index, len(samples)) for index in range(start, last + 1)):
+    if all(Activations(journal, index, GRADIENT).are_intact(len(samples)) for index in range(start, last + 1)):
         return
 
     visits = 2 * last + 1 - start
@@ -61,11 +61,6 @@ def prepare(model: Model, journal: Journal, batches: Sequence[np.ndarray], start
         Activations(journal, index - 1, FORWARD).discard()
     for index in range(start):
         Activations(journal, index, FORWARD).discard()
-
-
-def _complete(journal: Journal, index: int, count: int) -> bool:
-    folder = Activations(journal, index, GRADIENT).folder
-    return all((folder / f"{number}.safetensors").is_file() for number in range(count))
 
 
 class Gradients(Sequence[tuple[Batch, Mapping[str, RawTensor]]]):

@@ -1,40 +1,76 @@
-"""The journal: which parts of the output are finished, on disk, before the next begins.
+"""The journal: the finished parts of a run, so that a killed run resumes and writes the same bytes.
 
-``OUT/.gsq`` exists exactly while a run is unfinished. It holds ``run.json`` (what run this is), ``journal.jsonl``
-(one line for each finished part) and ``activations/N/`` (what block N returned, so that block N + 1 can start
-without the blocks before it; ``activations/N-float/`` where no block before was quantized).
+``OUT/.gsq`` exists exactly while a run is unfinished:
+
+- ``run.json``: recipe, model and whatever else must be the same when the run resumes.
+- ``journal.jsonl``: one line per finished part (a block, or a shard of what lies outside the blocks), in order. A line
+  records its part number, the sha256 of the files written and of the activations saved, and a digest of itself and of
+  the line before it.
+- ``begun.jsonl``: names of files in OUT, each recorded before the file is written.
+- ``activations/N/``: outputs of block N for each batch, the inputs of block N + 1; ``activations/N-float/`` are those of
+  the float model. ``activations.jsonl``: their sha256.
+- ``*.partial``: files that are being written.
 """
 
 import fcntl
+import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gs_core.arrays import Array, RawTensor
 from gs_core.errors import OutputError
-from gs_core.storage import read_header, sync_folder, write_json, write_safetensors
+from gs_core.storage import (
+    WORK,
+    begun,
+    file_digest,
+    is_plain_file,
+    is_plain_name,
+    read_header,
+    record_begun,
+    sync_folder,
+    write_json,
+    write_safetensors,
+    write_text,
+)
 
-FOLDER, RUN, RECORDS, REPORT = ".gsq", "run.json", "journal.jsonl", "gsq_report.json"
+FOLDER, RUN, RECORDS, REPORT = WORK, "run.json", "journal.jsonl", "gsq_report.json"
+ACTIVATIONS, SAVED = "activations", "activations.jsonl"
+RESTART = "Pass --restart to begin again"
+
+log = logging.getLogger("gs_core")
 
 
 class Journal:
-    """Open the output folder for one run. Raises ``OutputError`` for a folder that is not ours to write.
+    """Open the output folder for one run.
 
-    run: what identifies the run, plain data; a folder with another one is refused, with the difference.
-    restart: throw away an unfinished or finished run in this folder first (and only what that run wrote).
+    Args:
+        out: the output folder; created if absent.
+        run: plain data that identifies the run. A folder with an unfinished run of other data is refused.
+        restart: remove an unfinished or finished run first: only files that the run recorded as its own.
+
+    Raises:
+        OutputError: the folder is not empty and holds no unfinished run, another process writes to it, or the journal
+            is damaged.
     """
 
     def __init__(self, out: Path, run: Mapping[str, Any], restart: bool = False):
         self.out, self.folder = out, out / FOLDER
+        self.records: list[dict[str, Any]] = []
+        self.saved: dict[str, str] = {}
+        """sha256 of every file of saved activations, by its path below ``activations``."""
+        self._seed = _digest(run)
         try:
             out.mkdir(parents=True, exist_ok=True)
             self._lock_folder()
             try:
-                self._adopt(dict(run), restart and self._discard())
-                self.records = self._read()
+                self._adopt(json.loads(json.dumps(run)), restart and self._discard())
+                self.saved = self._read_saved()
+                self.records = self._resumable(self._read())
             except BaseException:
                 self.close()
                 raise
@@ -49,13 +85,21 @@ class Journal:
             os.close(self._handle)
             raise OutputError(f"{self.out} is being written by another run; wait for it, or stop it") from None
 
+    # --- opening ---------------------------------------------------------------------------------------------
+
     def _adopt(self, run: dict[str, Any], ours: bool) -> None:
+        if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
+            raise OutputError(f"{self.folder} is not a folder; remove it")
+        for stale in self.folder.rglob("*.partial"):
+            stale.unlink()
         path = self.folder / RUN
-        if path.is_file():
+        if path.exists():
             try:
-                before = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
-                raise OutputError(f"{path} is damaged; pass --restart to throw the run away") from None
+                before = json.loads(path.read_bytes())
+            except (ValueError, RecursionError):
+                before = None
+            if not isinstance(before, dict):
+                raise OutputError(f"{path} is damaged. {RESTART}")
             _compare(self.out, before, run)
             return
         others = sorted(p.name for p in self.out.iterdir() if p.name != FOLDER)
@@ -66,64 +110,117 @@ class Journal:
                 "Choose another folder, or pass --restart to replace a run of ours"
             )
         self.folder.mkdir(exist_ok=True)
-        write_json(self.folder / RUN, run)
+        write_json(path, run)
         sync_folder(self.out)
 
     def _discard(self) -> bool:
-        """Remove what an earlier run of ours wrote, by its own account; nothing else. False when there was none."""
-        unfinished, report = (self.folder / RUN).is_file(), self.out / REPORT
-        written = [name for record in self._read() for name in record["files"]]
-        if report.is_file():
-            try:
-                written += [os.fspath(name) for name in json.loads(report.read_text(encoding="utf-8"))["files"]]
-            except (ValueError, KeyError, TypeError):
-                raise OutputError(f"{report} is not a report of ours; nothing was removed") from None
-        elif not unfinished:
-            return False
+        """Remove the files that an earlier run recorded as its own. False if there was no run."""
+        names = begun(self.out)
+        unfinished = bool(names) or (self.folder / RUN).exists()
+        if not unfinished:
+            if not os.path.lexists(self.out / REPORT):
+                return False
+            names = _reported(self.out)
+        for name in names:
+            if is_plain_file(self.out / name):
+                (self.out / name).unlink()
         if unfinished:
-            written += [path.name for path in self.out.glob("*.partial")]  # it was killed while it wrote these
-        for name in {*written, REPORT}:
-            if name == os.path.basename(name):
-                (self.out / name).unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+            shutil.rmtree(self.folder)
         return True
 
     def _read(self) -> list[dict[str, Any]]:
+        """The recorded parts. Raises ``OutputError`` unless every line follows the one before it."""
         path = self.folder / RECORDS
-        if not path.is_file():
-            return []
-        records = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break  # the line that was being written when the process died
-            sizes = record["files"]
-            if any(not _has_size(self.out / name, size) for name, size in sizes.items()):
-                break  # someone touched the file: do this part, and what follows, again
+        content = path.read_bytes() if is_plain_file(path) else b""
+        *lines, rest = content.split(b"\n")
+        if rest and (_parsed(rest) or not rest.startswith(b"{")):  # else the last line is cut short: not recorded
+            lines.append(rest)
+        records: list[dict[str, Any]] = []
+        digest = self._seed
+        for part, line in enumerate(lines):
+            record = _parsed(line)
+            if record.get("part") != part or record.pop("digest", "") != _digest([digest, record]):
+                raise OutputError(
+                    f"{path}: line {part + 1} is not the record of part {part}: the file is damaged, or a line is "
+                    f"missing, doubled or changed. {RESTART}"
+                )
+            digest = _digest([digest, record])
             records.append(record)
         return records
 
-    def record(self, record: Mapping[str, Any]) -> None:
-        """Note a finished part: ``files`` (name → bytes) must be on disk already."""
-        path = self.folder / RECORDS
-        complete = "".join(json.dumps(r, separators=(",", ":")) + "\n" for r in [*self.records, dict(record)])
-        temporary = path.with_suffix(".partial")
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(complete)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync_folder(self.folder)
-        except OSError as error:
-            raise OutputError(f"could not write {path}: {error.strerror or error}") from None
-        self.records.append(dict(record))
+    def _read_saved(self) -> dict[str, str]:
+        path = self.folder / SAVED
+        lines = path.read_bytes().splitlines() if is_plain_file(path) else []
+        records = [_parsed(line) for line in lines]
+        return {record["file"]: record["sha256"] for record in records if {"file", "sha256"} <= record.keys()}
+
+    def _resumable(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The longest beginning of ``records`` whose files are intact, and after which the run can resume."""
+        damaged = next(((p, why) for p, record in enumerate(records) if (why := self._damage(record))), None)
+        part, why = damaged or (len(records), "")
+        while part and (lost := self._damaged_activations(records[part - 1])):
+            why, part = why or lost, part - 1
+        if part < len(records):
+            log.warning("%s: repeating part %d and the parts after it", why, part)
+        return records[:part]
+
+    def _damage(self, record: Mapping[str, Any]) -> str:
+        for name, facts in record["files"].items():
+            if not _is_intact(self.out / name, facts["sha256"]):
+                return f"{self.out / name} is missing, or is not the file that the run wrote (its sha256 differs)"
+        return ""
+
+    def _damaged_activations(self, record: Mapping[str, Any]) -> str:
+        for name, digest in record.get("activations", {}).items():
+            if not _is_intact(self.folder / ACTIVATIONS / name, digest):
+                return f"{self.folder / ACTIVATIONS / name} is missing or damaged (its sha256 differs)"
+        return ""
+
+    # --- recording -------------------------------------------------------------------------------------------
+
+    def save(self, name: str) -> None:
+        """Record the sha256 of a file of saved activations."""
+        self.saved[name] = file_digest(self.folder / ACTIVATIONS / name)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        with open(os.open(self.folder / SAVED, flags, 0o666), "a", encoding="utf-8") as file:
+            file.write("\n" + json.dumps({"file": name, "sha256": self.saved[name]}) + "\n")
+
+    def is_saved(self, name: str) -> bool:
+        """True if the file of saved activations is intact."""
+        return name in self.saved and _is_intact(self.folder / ACTIVATIONS / name, self.saved[name])
+
+    def record(self, part: int, files: Iterable[str], streams: Sequence[str] = (), **facts: Any) -> None:
+        """Record a finished part.
+
+        Args:
+            part: its number, from 0; parts are recorded in order.
+            files: names of its files in the output folder; they are on disk.
+            streams: folders of the activations that the next part starts from, such as ``3`` and ``3-float``.
+            facts: plain data for the report.
+        """
+        written = {}
+        for name in files:
+            path = self.out / name
+            try:
+                written[name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+            except OSError as error:
+                raise OutputError(f"cannot read {path} again: {error.strerror or error}") from None
+            record_begun(path)
+        saved = {name: digest for name, digest in self.saved.items() if name.split("/")[0] in streams}
+        record = json.loads(json.dumps({"part": part, "files": written, "activations": saved} | facts))
+        records = [*self.records, record]
+        lines, digest = [], self._seed
+        for each in records:
+            digest = _digest([digest, each])
+            lines.append(json.dumps(each | {"digest": digest}, separators=(",", ":")) + "\n")
+        write_text(self.folder / RECORDS, "".join(lines))
+        self.records = records
 
     def finish(self) -> None:
-        """The output is complete: remove the journal, its identity last."""
-        shutil.rmtree(self.folder / "activations", ignore_errors=True)
-        (self.folder / RECORDS).unlink(missing_ok=True)
+        """The output is complete: remove the journal. ``run.json`` goes before the names of files that are ours."""
+        shutil.rmtree(self.folder / ACTIVATIONS, ignore_errors=True)
+        for name in (RECORDS, RUN):
+            (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder)
         sync_folder(self.out)
 
@@ -132,12 +229,45 @@ class Journal:
         os.close(self._handle)
 
 
-def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """A line of JSON; empty if it is damaged or not an object."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _is_intact(path: Path, digest: str) -> bool:
+    return is_plain_file(path) and file_digest(path) == digest
+
+
+def _reported(out: Path) -> set[str]:
+    """Names of the files of a finished run, checked against its report. Raises ``OutputError`` if one has changed."""
+    path = out / REPORT
+    try:
+        if not is_plain_file(path):
+            raise ValueError
+        digests = dict(json.loads(path.read_bytes())["sha256"])
+        if not all(is_plain_name(name) for name in digests):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise OutputError(f"{path} is not a report of ours; nothing was removed") from None
+    for name, digest in digests.items():
+        if os.path.lexists(out / name) and not _is_intact(out / name, digest):
+            raise OutputError(
+                f"{out / name} is not the file that the finished run wrote: its sha256 differs from {REPORT}. "
+                "Nothing was removed. Move the file away, or choose another folder"
+            )
+    return {*digests, REPORT}
 
 
 def _compare(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    different = sorted(k for k in {*before, *now} if before.get(k) != json.loads(json.dumps(now.get(k))))
+    different = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
     if different:
         raise OutputError(
             f"{out} holds an unfinished run with another {', '.join(different)}; finish that one, choose another "
@@ -146,20 +276,26 @@ def _compare(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> No
 
 
 class Activations:
-    """What a block returned for each batch, on disk: memory holds one batch at a time."""
+    """Outputs of one block for each batch, on disk: memory holds one batch at a time."""
 
     def __init__(self, journal: Journal, block: int, stream: str = ""):
-        self.folder = journal.folder / "activations" / f"{block}{stream}"
+        self._journal, self.name = journal, f"{block}{stream}"
+        self.folder = journal.folder / ACTIVATIONS / self.name
 
     def write(self, batch: int, arrays: Mapping[str, Array]) -> None:
         """Keep one batch, durably."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_safetensors(self.folder / f"{batch}.safetensors", arrays.items())
+        self._journal.save(f"{self.name}/{batch}.safetensors")
 
     def read(self, batch: int) -> dict[str, RawTensor]:
         """One batch as raw tensors, for the adapter to take up."""
         header = read_header(self.folder / f"{batch}.safetensors")
         return {name: tensor.read() for name, tensor in header.items()}
+
+    def are_intact(self, count: int) -> bool:
+        """True if the first ``count`` batches are on disk as they were written."""
+        return all(self._journal.is_saved(f"{self.name}/{batch}.safetensors") for batch in range(count))
 
     def discard(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

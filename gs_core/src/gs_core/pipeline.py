@@ -268,15 +268,14 @@ def _shards(tensors: Iterable[tuple[str, Tensor]]) -> list[list[tuple[str, Tenso
 
 def _record(journal: Journal, part: int, files: Sequence[str], outcome: Outcome, seconds: float) -> None:
     journal.record(
-        {
-            "part": part,
-            "files": {name: (journal.out / name).stat().st_size for name in files},
-            "layers": outcome.layers,
-            "caches": outcome.caches,
-            "notes": outcome.notes,
-            "records": outcome.records,
-            "seconds": round(seconds, 3),
-        }
+        part,
+        files,
+        streams=[f"{part}{stream}" for stream in ("", FLOAT)],
+        layers=outcome.layers,
+        caches=outcome.caches,
+        notes=outcome.notes,
+        records=outcome.records,
+        seconds=round(seconds, 3),
     )
 
 

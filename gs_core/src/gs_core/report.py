@@ -10,7 +10,7 @@ import numpy as np
 from gs_core import memory
 from gs_core.journal import REPORT, Journal
 from gs_core.planning import Plan
-from gs_core.storage import write_json
+from gs_core.storage import file_digest, write_json
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,16 @@ def write(plan: Plan, journal: Journal, tokens: np.ndarray | None, files: list[s
     """Assemble the report and write it. Everything but ``run`` is the same for the same input."""
     caches = [row for record in journal.records for row in record.get("caches", ())]
     layers = [row for record in journal.records for row in record["layers"]]
-    weights = {f: s for record in journal.records for f, s in record["files"].items()}
+    weights = {f: facts for record in journal.records for f, facts in record["files"].items()}
+    digests = {name: file_digest(journal.out / name) for name in files if name != REPORT}
+    digests |= {name: facts["sha256"] for name, facts in weights.items()}
     data = {
         "recipe": plan.recipe.model_dump(mode="json", exclude_defaults=True),
         "calibration": None if tokens is None else {"samples": tokens.shape[0], "seq_len": tokens.shape[1]},
         "model": plan.model.name,
         "plugins": dict(plan.versions),
         "bytes_before": plan.model.nbytes(),
-        "bytes_after": sum(weights.values()),
+        "bytes_after": sum(facts["bytes"] for facts in weights.values()),
         "schemes": dict(Counter(row["scheme"] for row in layers)),
         "kept_in_float": [row for row in plan.table() if row["scheme"] == "float"],
         "layers": layers,
@@ -48,6 +50,7 @@ def write(plan: Plan, journal: Journal, tokens: np.ndarray | None, files: list[s
         "records": [facts for record in journal.records for facts in record["records"]],
         "notes": [*plan.notes, *plan.warnings, *(note for record in journal.records for note in record["notes"])],
         "files": sorted({*weights, *files, REPORT}),
+        "sha256": dict(sorted(digests.items())),
         "run": {
             "seconds": round(sum(record["seconds"] for record in journal.records), 3),
             "seconds_of_this_process": round(seconds, 3),

@@ -186,7 +186,7 @@ def write_ckpt(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, i
     that the format does not know (float8).
     """
     sizes: dict[str, int] = {}
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with replacing(path) as file:
         for name, given in tensors:
             tensor = given if isinstance(given, RawTensor | StoredTensor | DerivedTensor) else to_raw(given)
             if tensor.dtype not in _NAMES:
