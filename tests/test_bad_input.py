@@ -125,6 +125,28 @@ def test_a_config_that_is_none(model, tmp_path, config):
         quantize(model, "w8a8-rtn", tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "name", ["num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "head_dim", "num_attention_heads"]
+)
+def test_a_config_that_no_tensors_back(model, tmp_path, name):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {name: 10**9}))
+    with refused(CheckpointError, model / "config.json", f"{name} is 1000000000", "damaged or belongs to another"):
+        quantize(model, "w8a8-rtn", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_json_that_is_nested_without_end(model, tmp_path, name):
+    (model / name).write_text('{"a":' * 10**5)
+    with refused(CheckpointError, model):
+        quantize(model, "w8a8-rtn", tmp_path / "out")
+
+
+def test_an_output_folder_without_a_name(model):
+    with refused(PlanError, "the output folder is empty text"):
+        quantize(model, "w8a8-rtn", "")
+
+
 def test_a_folder_that_is_none(tmp_path):
     with refused(PlanError, tmp_path / "nowhere", "no such model folder"):
         quantize(tmp_path / "nowhere", "w8a8-rtn", tmp_path / "out")

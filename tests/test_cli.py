@@ -4,7 +4,9 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -158,3 +160,14 @@ def read_all(handle: int) -> bytes:
             os.close(handle)
             return found
         found += piece
+
+
+@pytest.mark.parametrize("command", [["recipes"], ["recipes", "w4a16-gptq"]])
+def test_a_reader_that_closes_the_pipe_ends_the_command_without_a_traceback(command):
+    read, write = os.pipe()
+    os.close(read)
+    program = [sys.executable, "-c", "from gs_core.cli import main; main()"]
+    ran = subprocess.run([*program, *command], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert ran.returncode == -signal.SIGPIPE
+    assert ran.stderr == b""

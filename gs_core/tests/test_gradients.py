@@ -1,6 +1,5 @@
 """Gradients of the model's loss at what each block returns, found with one block in memory."""
 
-
 import numpy as np
 import pytest
 

@@ -243,7 +243,9 @@ def test_restart_refuses_a_finished_run_with_a_file_that_the_user_changed(out):
     finished_run(out)
     (out / "config.json").write_text("edited")
     before = contents(out)
-    with pytest.raises(OutputError, match=r"config\.json is not the file that the finished run wrote.*Move the file away"):
+    with pytest.raises(
+        OutputError, match=r"config\.json is not the file that the finished run wrote.*Move the file away"
+    ):
         Journal(out, ME, restart=True)
     assert contents(out) == before
 
@@ -323,7 +325,9 @@ def test_restart_removes_no_file_that_a_forged_record_names(out, tmp_path):
         assert (tmp_path / "precious").read_text() == "mine"
 
 
-@pytest.mark.parametrize("report", ["{nonsense", "[]", '{"sha256": 3}', '{"sha256": [3]}', '{"sha256": {"": ""}}', "[" * 10**5])
+@pytest.mark.parametrize(
+    "report", ["{nonsense", "[]", '{"sha256": 3}', '{"sha256": [3]}', '{"sha256": {"": ""}}', "[" * 10**5]
+)
 def test_restart_over_a_report_that_is_not_ours(report, out):
     out.mkdir()
     (out / REPORT).write_text(report)

@@ -1,6 +1,7 @@
 """Reading checkpoints: what is whole is read to the byte, what is not is named and refused."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -261,3 +262,29 @@ def test_what_was_looked_at_of_a_mapped_tensor_can_be_let_go(tmp_path):
     let_go(mapped)
     assert before - memory.now() > 48 * 2**20
     assert seen.sum(dtype=np.float64) == total
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        '{"dtype": "F32", "shape": [' + "9" * 4000 + '], "data_offsets": [0, 4]}',
+        '{"dtype": "F32", "shape": [1], "data_offsets": [0, ' + "9" * 4000 + "]}",
+        '{"dtype": "F32", "shape": [' + ",".join(["9"] * 10**5) + '], "data_offsets": [0, 4]}',
+        '{"dtype": "F32", "shape": ' + "[" * 900 + "]" * 900 + ', "data_offsets": [0, 4]}',
+        '{"dtype": "F32", "shape": [' + "9" * 5000 + '], "data_offsets": [0, 4]}',
+        "[" * 10**6,
+    ],
+    ids=["shape", "offset", "dimensions", "deep", "digits", "deep header"],
+)
+def test_a_header_with_numbers_or_lists_without_bounds_is_refused(entry, tmp_path):
+    header = ('{"a": ' + entry + "}").encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(CheckpointError):
+        read_header(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.ckpt"])
+def test_a_shard_that_is_a_pipe_is_refused_without_waiting(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        read_header(tmp_path / name)

@@ -142,7 +142,9 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("algorithms", [["level", "round"], ["centre"], ["round"]], ids=["one", "two streams", "no data"])
+@pytest.mark.parametrize(
+    "algorithms", [["level", "round"], ["centre"], ["round"]], ids=["one", "two streams", "no data"]
+)
 @pytest.mark.parametrize("damaged", ["model-00001*", "model-00002*", ".gsq/activations/1*/0.safetensors"])
 def test_a_bit_that_flips_between_two_runs_changes_no_byte(damaged, algorithms, run, toy, tmp_path, contents, caplog):
     line = LINE | {"algorithms": algorithms, "scheme": "W8A16" if algorithms == ["round"] else "W8A8_STATIC"}

@@ -1,6 +1,6 @@
 """The import rules of the rooms, read from the source without running it.
 
-schemas: pydantic and yaml. gs_core: the schemas and its few libraries, no framework, not even late.
+schemas: pydantic, yaml and regex. gs_core: the schemas and its few libraries, no framework, not even late.
 Algorithms, formats, kernels: gs_core, the schemas and what they declare; frameworks only once they are at work.
 Adapters: gs_core, the schemas and their framework. Nobody: another plugin or adapter. What makes another product's
 scripts run may stand on the adapter of its framework.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-SCHEMAS = {"pydantic", "yaml"}
+SCHEMAS = {"pydantic", "yaml", "regex"}
 CORE = {"pluggy", "numpy", "array_api_compat", "ml_dtypes", "typer", "rich", "pydantic", "pytest"}
 OURS = {  # the rest: the core and the schemas
     "schemas": set(),

@@ -110,7 +110,7 @@ def _format_of(folder: Path) -> tuple[CheckpointFormat, Checkpoint, dict[str, An
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         method = (config.get("quantization_config") or {}).get("quant_method")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None  # not ours to judge: the adapter says what it misses
     method = method or next((path.name for path in sorted(folder.glob(DESCRIPTIONS))), None)
     if method is None:

@@ -1,7 +1,6 @@
 """Recipes: what the user asks for."""
 
 import json
-import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -9,25 +8,45 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator
 
 from gs_schemas.errors import SchemaError, unknown, validate
+from gs_schemas.loading import load_yaml
 from gs_schemas.scheme import QuantizationScheme, Strict
+
+MATCH_SECONDS = 1.0
+"""Time limit of one regular expression on one name; ordinary ones take microseconds."""
+MAX_PATTERN = 10_000
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a full layer name fits a pattern: a shell glob, or a regular expression after ``re:``.
+    """True if a full layer name fits a pattern: a shell glob, or a regular expression after ``re:``.
 
-    A glob must cover the whole name; a regular expression is anchored at its start (``re.match``).
+    A glob must cover the whole name; a regular expression is anchored at its start (``re.match``). Regular expressions
+    have the syntax of Python's ``re``; the ``regex`` package computes them because it has a time limit.
+
+    Raises ``SchemaError`` for an expression that exceeds ``MATCH_SECONDS``, is invalid or longer than ``MAX_PATTERN``.
     """
-    if pattern.startswith("re:"):
-        return re.match(pattern[3:], name) is not None
-    return fnmatchcase(name, pattern)
+    if not pattern.startswith("re:"):
+        return fnmatchcase(name, pattern)
+    import regex
+
+    try:
+        return regex.match(_checked_pattern(pattern)[3:], name, timeout=MATCH_SECONDS) is not None
+    except TimeoutError:
+        problem = f"takes more than {MATCH_SECONDS:g} s on '{name}'; write it without nested repetition"
+    except ValueError as error:
+        problem = str(error)
+    raise SchemaError(f"'{pattern:.200}'", [problem])
 
 
 def _checked_pattern(pattern: str) -> str:
+    if len(pattern) > MAX_PATTERN:
+        raise ValueError(f"a pattern has more than {MAX_PATTERN} characters")
     if pattern.startswith("re:"):
+        import regex
+
         try:
-            re.compile(pattern[3:])
-        except re.error as error:
-            raise ValueError(f"'{pattern}' is not a regular expression: {error}") from None
+            regex.compile(pattern[3:])
+        except (regex.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"'{pattern:.200}' is not a regular expression: {error}") from None
     return pattern
 
 
@@ -178,21 +197,3 @@ class Recipe(Strict):
 
         data = json.loads(self.model_dump_json(exclude_defaults=True))
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-
-
-def load_yaml(text: str, source: str) -> Any:
-    """Parse YAML safely. Raises ``SchemaError`` naming line and column.
-
-    A JSON object is read as JSON: YAML's parser takes it for its own, but ``1e-5`` in it for text.
-    """
-    import yaml
-
-    if text.lstrip().startswith("{"):
-        try:
-            return json.loads(text)
-        except ValueError:
-            pass  # YAML has braces too
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SchemaError(source, [" ".join(str(error).split())]) from None

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gs_schemas.errors import SchemaError, unknown
+from gs_schemas.loading import load_yaml
 from gs_schemas.presets import SCHEMES
-from gs_schemas.recipe import Recipe, load_yaml
+from gs_schemas.recipe import Recipe
 from gs_schemas.scheme import QuantizationScheme
 
 # What a recipe's name stands for; calibration and format may vary under it.

@@ -10,6 +10,7 @@ import torch
 from gs_core import CheckpointError, PlanError
 from gs_core.errors import reason
 from gs_core.storage import SINGLE, Checkpoint, write_safetensors
+from gs_hf.backed import check_backed
 from gs_hf.construct import from_config, parameters_on_meta
 from gs_hf.model import HFModel
 
@@ -18,11 +19,13 @@ def open_folder(folder: Path, device: str, checkpoint: Checkpoint | None) -> HFM
     """Build the module from ``config.json`` on the meta device. Raises ``CheckpointError`` or ``PlanError``."""
     _check_device(device)
     config = read_config(folder)
+    checkpoint = checkpoint or Checkpoint(folder)
+    check_backed(config, checkpoint)
     try:
         module = from_config(auto_config(folder))
     except Exception as error:  # transformers' own checks of a stranger's file may raise anything
         raise CheckpointError(f"{folder}: transformers cannot build this model: {reason(error)}") from error
-    return HFModel(module, checkpoint or Checkpoint(folder), folder, config, device, str(folder))
+    return HFModel(module, checkpoint, folder, config, device, str(folder))
 
 
 def _check_device(device: str) -> None:
@@ -38,7 +41,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not isinstance(config, dict):
             raise ValueError("not a JSON object")
         return config
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
 
 

@@ -1,6 +1,7 @@
 """The command ``gsq``. What a command needs is imported when it runs: ``gsq --help`` waits for no library."""
 
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -49,6 +50,8 @@ def main() -> None:
     """The entry point."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may lack an arrow
+    if hasattr(signal, "SIGPIPE"):  # a reader that closes the pipe, as `head` does, ends the process as it does others
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     # OpenMP's threads spin while they wait for each other. Where another process has the cores they wait long: a run
     # of seconds takes minutes. Sleeping instead costs some ten microseconds for each parallel loop.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

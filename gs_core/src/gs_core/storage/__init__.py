@@ -22,10 +22,10 @@ from gs_core.storage.writer import (
 __all__ = [
     "INDEX",
     "SINGLE",
+    "WORK",
     "Checkpoint",
     "DerivedTensor",
     "StoredTensor",
-    "WORK",
     "Tensor",
     "begun",
     "copy_file",

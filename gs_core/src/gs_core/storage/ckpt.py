@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 from gs_core.arrays import PACKED_INT4, RawTensor, numpy_dtype, to_raw
 from gs_core.errors import CheckpointError, OutputError
-from gs_core.storage.tensors import DerivedTensor, SplitTensor, StoredTensor
+from gs_core.storage.tensors import DerivedTensor, SplitTensor, StoredTensor, open_regular
 from gs_core.storage.writer import Tensor, replacing
 
 SLICE = 512 * 2**20
@@ -46,8 +46,8 @@ def read_ckpt(path: Path) -> dict[str, StoredTensor]:
     encrypted, damaged, or none of MindSpore's.
     """
     try:
-        size = os.path.getsize(path)
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             start = file.read(4)
             if start in _ENCRYPTED:
                 raise CheckpointError(f"{path}: encrypted; save it from MindSpore without enc_key")

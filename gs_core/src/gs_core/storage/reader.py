@@ -18,9 +18,10 @@ from typing import Any
 from gs_core.arrays import PACKED_INT4, SAFETENSORS_DTYPES
 from gs_core.errors import CheckpointError
 from gs_core.storage.ckpt import read_ckpt
-from gs_core.storage.tensors import DerivedTensor, StoredTensor
+from gs_core.storage.tensors import DerivedTensor, StoredTensor, open_regular
 
 HEADER_LIMIT = 100_000_000
+MAX_DIMENSIONS = 64
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -32,8 +33,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
-        size = os.path.getsize(path)
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or length > min(HEADER_LIMIT, size - 8):
@@ -61,11 +62,13 @@ def _entry(path: Path, base: int, size: int, name: str, value: Any) -> StoredTen
         dtype, itemsize = SAFETENSORS_DTYPES[value["dtype"]]
         shape = tuple(value["shape"])
         begin, end = value["data_offsets"]
-        whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        whole = all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end))
     except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path}: cannot understand the entry of '{name}': {value!r:.200}") from None
+        raise CheckpointError(f"{path}: cannot understand the entry of '{name:.200}'; the file is damaged") from None
+    if len(shape) > MAX_DIMENSIONS:
+        raise CheckpointError(f"{path}: '{name:.200}' has {len(shape)} dimensions; the file is damaged")
     if not whole:
-        raise CheckpointError(f"{path}: '{name}' has sizes or offsets that are no whole numbers: {value!r:.200}")
+        raise CheckpointError(f"{path}: '{name:.200}' has sizes or offsets that are no whole numbers of 64 bits")
     if end - begin != math.prod(shape) * itemsize:
         raise CheckpointError(f"{path}: '{name}' says shape {shape} {dtype} but holds {end - begin} bytes")
     if base + end > size:

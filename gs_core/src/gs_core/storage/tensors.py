@@ -2,11 +2,14 @@
 
 import math
 import mmap
+import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -14,6 +17,15 @@ from gs_core.arrays import RawTensor, numpy_dtype
 from gs_core.errors import CheckpointError
 
 CHUNK = 16 * 2**20
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, open for reading. Raises ``CheckpointError`` for a FIFO, socket or device, without waiting."""
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")  # noqa: SIM115  # the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise CheckpointError(f"{path}: not a regular file")
+    return file
 
 
 @dataclass(frozen=True)
