@@ -12,13 +12,14 @@ ROOMS    := $(PROJECTS:/pyproject.toml=)
 TINY   := tests/data/tiny-llama
 STDLIB  = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
 
-.PHONY: test lint unit system packages lanes demo bench clean
+.PHONY: test lint unit system fuzz-short fuzz packages lanes demo bench clean
 
 # One after the other, also under `make -j`: the cheap checks speak first.
 test:
 	$(MAKE) lint
 	$(MAKE) unit
 	$(MAKE) system
+	$(MAKE) fuzz-short
 	$(MAKE) packages
 	$(MAKE) lanes
 
@@ -39,6 +40,13 @@ unit: $(READY)
 
 system: $(READY)
 	$(BIN)/pytest -m "not lane" tests --ignore tests/packaging --ignore tests/lanes
+
+fuzz-short: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --seconds 60
+
+# An hour of mutants that no run before has read.
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --seconds 3600 --seed $(shell date +%s)
 
 packages: $(READY)
 	$(BIN)/pytest tests/packaging

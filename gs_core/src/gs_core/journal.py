@@ -7,8 +7,8 @@
   records its part number, the sha256 of the files written and of the activations saved, and a digest of itself and of
   the line before it.
 - ``begun.jsonl``: names of files in OUT, each recorded before the file is written.
-- ``activations/N/``: outputs of block N for each batch, the inputs of block N + 1; ``activations/N-float/`` are those of
-  the float model. ``activations.jsonl``: their sha256.
+- ``activations/N/``: outputs of block N for each batch, the inputs of block N + 1; ``activations/N-float/`` are
+  those of the float model. ``activations.jsonl``: their sha256.
 - ``*.partial``: files that are being written.
 """
 

@@ -21,7 +21,7 @@ from gs_core.storage.ckpt import read_ckpt
 from gs_core.storage.tensors import DerivedTensor, StoredTensor, open_regular
 
 HEADER_LIMIT = 100_000_000
-MAX_DIMENSIONS = 64
+MAX_DIMENSIONS, MAX_NAME = 64, 255
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -141,7 +141,9 @@ def _weight_map(folder: Path) -> dict[str, str]:
     for name, file in pairs.items():
         # A shard is a plain file name. Anything else could read from, or later write to, somewhere else.
         if not isinstance(file, str) or file != os.path.basename(file) or file in ("", ".", ".."):
-            raise CheckpointError(f"{path}: '{name}' points outside the folder: {file!r}")
+            raise CheckpointError(f"{path}: '{name:.200}' points outside the folder: {file!r:.200}")
+        if len(file.encode(errors="replace")) > MAX_NAME:
+            raise CheckpointError(f"{path}: '{name:.200}' is in a file whose name has more than {MAX_NAME} bytes")
     return pairs
 
 

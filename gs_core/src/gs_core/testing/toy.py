@@ -43,7 +43,7 @@ class ToyAdapter(Adapter):
     def refuses(self, folder: Path) -> str | None:
         try:
             kind = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_type"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return f"no {CONFIG} with a model_type"
         return None if kind == MODEL_TYPE else f"its model_type is '{kind}', not '{MODEL_TYPE}'"
 

@@ -14,6 +14,9 @@ from gs_core.storage import INDEX, SINGLE, write_json, write_safetensors
 CONFIG, MODEL_TYPE = "config.json", "toy"
 
 
+MAX_SIZE = 2**20
+
+
 @dataclass(frozen=True)
 class ToyConfig:
     """Sizes. The default ones take every preset: groups of 128 divide each layer's input."""
@@ -40,8 +43,10 @@ class ToyConfig:
         """Raises ``CheckpointError`` for sizes that are missing or no positive integers."""
         sizes: dict[str, Any] = {name: config.get(name) for name in cls.__dataclass_fields__}
         for name, size in sizes.items():
-            if type(size) is not int or size <= 0:
-                raise CheckpointError(f"{CONFIG}: '{name}' must be a positive integer, got {size!r}")
+            if type(size) is not int or not 0 < size <= MAX_SIZE:
+                raise CheckpointError(
+                    f"{CONFIG}: '{name}' must be a positive integer up to {MAX_SIZE}, got {size!r:.40}"
+                )
         return cls(**sizes)
 
 
