@@ -143,7 +143,7 @@ def test_json_that_is_nested_without_end(model, tmp_path, name):
 
 
 def test_an_output_folder_without_a_name(model):
-    with refused(PlanError, "the output folder is empty text"):
+    with refused(PlanError, "the path of the output is empty"):
         quantize(model, "w8a8-rtn", "")
 
 

@@ -1,9 +1,10 @@
 """Recipes, schemes, number formats and presets of Golden Stick: pydantic models, no framework."""
 
 from gs_schemas.errors import SchemaError, did_you_mean, unknown, validate
+from gs_schemas.loading import load_yaml
 from gs_schemas.numbers import NUMBER_FORMATS, NumberFormat
 from gs_schemas.presets import RECIPES, SCHEMES, named, recipe
-from gs_schemas.recipe import AlgorithmSpec, Calibration, Override, Recipe, load_yaml, matches
+from gs_schemas.recipe import AlgorithmSpec, Calibration, Override, Recipe, matches
 from gs_schemas.scheme import QuantizationArgs, QuantizationScheme, Strict
 from gs_schemas.values import parse_settings, with_values
 
