@@ -12,7 +12,7 @@ ROOMS    := $(PROJECTS:/pyproject.toml=)
 TINY   := tests/data/tiny-llama
 STDLIB  = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
 
-.PHONY: test lint unit system fuzz-short fuzz packages lanes demo bench clean
+.PHONY: test lint unit system fuzz-short fuzz packages lanes demo bench presets clean
 
 # One after the other, also under `make -j`: the cheap checks speak first.
 test:
@@ -61,6 +61,10 @@ demo: $(READY)
 
 bench: $(READY)
 	$(BIN)/python tests/bench/run.py --out docs/benchmarks.md
+
+# Every preset on every model: hours on one core.
+presets: $(READY)
+	$(BIN)/python tests/bench/presets.py --jobs 2 --out docs/presets.md
 
 clean:
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis
