@@ -14,13 +14,13 @@ import numpy as np
 import gs_schemas
 from gs_core import allocation, discovery, hub, memory, pipeline, report
 from gs_core import calibration as calibrating
-from gs_core.errors import CalibrationError, OutputError, PlanError
+from gs_core.errors import CalibrationError, CheckpointError, OutputError, PlanError
 from gs_core.interfaces import Adapter, CacheNumbers, CheckpointFormat, LayerNumbers, Model
 from gs_core.journal import Journal
 from gs_core.planning import Plan, load_format, make
 from gs_core.report import Report
 from gs_core.stages import Progress
-from gs_core.storage import Checkpoint
+from gs_core.storage import Checkpoint, check_float, check_unread
 from gs_schemas import Recipe, SchemaError, unknown
 
 DESCRIPTIONS = "quant*_description.json"
@@ -57,8 +57,12 @@ class Opened:
     caches: dict[str, CacheNumbers] = field(default_factory=dict)
 
 
-def open_source(source: Source, device: str = "cpu", adapter: str | Adapter | None = None) -> Opened:
+def open_source(
+    source: Source, device: str = "cpu", adapter: str | Adapter | None = None, trust_remote_code: bool = False
+) -> Opened:
     """Open a folder or live model with the adapter that takes it; a quantized folder as if it were float.
+
+    trust_remote_code: run Python code that lies in the folder.
 
     Raises ``PlanError`` when no adapter does, ``CheckpointError`` for a damaged folder.
     """
@@ -68,10 +72,17 @@ def open_source(source: Source, device: str = "cpu", adapter: str | Adapter | No
     name, chosen = _choose_adapter(source, adapter)
     found = _format_of(source) if isinstance(source, Path) else None
     if found is None:
-        return Opened(name, chosen.open(source, device, None), {})
+        stored = Checkpoint(source) if isinstance(source, Path) else None
+        if stored is not None:
+            check_unread(stored.tensors)
+        model = chosen.open(source, device, stored, trust_remote_code)
+        for layer in model.layers:
+            check_float(layer.name, layer.dtype)
+        return Opened(name, model, {})
     reader, stored, config = found
     checkpoint, numbers = reader.read(stored, config)
-    model = chosen.open(source, device, checkpoint)
+    check_unread(checkpoint.tensors)
+    model = chosen.open(source, device, checkpoint, trust_remote_code)
     return Opened(name, model, numbers, reader.read_caches(stored, config, model.caches))
 
 
@@ -109,10 +120,14 @@ def _format_of(folder: Path) -> tuple[CheckpointFormat, Checkpoint, dict[str, An
     """The format that reads a quantized folder, its tensors and its configuration; nothing for a float one."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        method = (config.get("quantization_config") or {}).get("quant_method")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None  # not ours to judge: the adapter says what it misses
-    method = method or next((path.name for path in sorted(folder.glob(DESCRIPTIONS))), None)
+    except (OSError, ValueError, RecursionError):
+        return None  # the adapter reads the file too, and reports it
+    if not isinstance(config, dict):
+        return None
+    given = config.get("quantization_config") or {}
+    if not isinstance(given, dict):
+        raise CheckpointError(f"{folder / 'config.json'}: quantization_config is {str(given)[:60]!r}, not an object")
+    method = given.get("quant_method") or next((path.name for path in sorted(folder.glob(DESCRIPTIONS))), None)
     if method is None:
         return None
     for name in discovery.installed("format"):
@@ -138,6 +153,7 @@ def plan(
     samples: int | None = None,
     seq_len: int | None = None,
     tokenizer: Any = None,
+    trust_remote_code: bool = False,
     progress: Progress = lambda stage, block, blocks: None,
 ) -> Plan:
     """What ``quantize`` would do, layer by layer, with reasons; reads no weights, unless the recipe leaves the choice
@@ -149,7 +165,8 @@ def plan(
     if format is not None:
         resolved = resolved.model_copy(update={"format": format})
     _find_data(resolved, calibration)
-    opened = open_source(model, device, adapter)
+    opened = open_source(model, device, adapter, trust_remote_code)
+    opened.model.files()  # raises for a file that cannot be copied
     if any(numbers.online is not None for numbers in opened.numbers.values()):
         raise PlanError([f"{model} leaves transforms to be computed at run time; quantize the model it was made from"])
     allocator = allocation.allocator_of(resolved)
@@ -174,6 +191,7 @@ def quantize(
     device: str = "cpu",
     adapter: str | Adapter | None = None,
     restart: bool = False,
+    trust_remote_code: bool = False,
     plugins: Iterable[Any] = (),
     progress: Progress = lambda stage, block, blocks: None,
 ) -> Report:
@@ -184,6 +202,7 @@ def quantize(
     calibration: see ``gs_core.calibration.load``; replaces the recipe's, as ``samples`` and ``seq_len`` do.
     tokenizer: replaces the model's own: a tokenizer of transformers or tokenizers, or a callable ``str → ids``.
     restart: throw away an earlier run of ours in ``output``. plugins: wrappers around every stage.
+    trust_remote_code: run Python code that lies in the model folder (docs/security.md).
 
     Raises a ``GoldenStickError`` whose message says what to do; blocks that were finished stay finished.
     """
@@ -202,6 +221,7 @@ def quantize(
         samples=samples,
         seq_len=seq_len,
         tokenizer=tokenizer,
+        trust_remote_code=trust_remote_code,
         progress=progress,
     )
     tokens = None

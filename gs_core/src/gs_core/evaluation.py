@@ -37,6 +37,7 @@ def evaluate(
     tokenizer: Any = None,
     device: str = "cpu",
     adapter: str | Adapter | None = None,
+    trust_remote_code: bool = False,
     progress: Progress = lambda stage, block, blocks: None,
 ) -> Evaluation:
     """Perplexity on the first ``windows`` windows of a text, each judged on its own, in float32.
@@ -47,7 +48,7 @@ def evaluate(
     time or with the stored scales. Raises ``CalibrationError`` when the text is too short.
     """
     text = calibration.locate(text)
-    opened = open_source(model, device, adapter)
+    opened = open_source(model, device, adapter, trust_remote_code)
     tokens = _windows(text, windows, seq_len, opened.model if tokenizer is None else tokenizer)
     calibration.check(tokens, opened.model.vocabulary())
     limit = opened.model.max_tokens()

@@ -6,8 +6,9 @@ from typing import Any
 
 from gs_core import numerics
 from gs_core.arrays import Array
+from gs_core.checks import array_fault, input_fault
 from gs_core.comparing import relative_error
-from gs_core.errors import CheckpointError
+from gs_core.errors import CheckpointError, PluginError
 from gs_core.interfaces import CacheNumbers, Layer, StaticInput
 from gs_core.planning import Plan
 from gs_core.quantized import QuantizedTensor
@@ -50,9 +51,18 @@ def pack_layer(
             f"{layer.name}: its scheme has static activations, but no calibration token reached it; "
             "give more or other calibration data, or an override with dynamic activations"
         )
+    else:
+        assert layer.scheme.inputs is not None
+        fault = input_fault(static, layer.scheme.inputs)
+        if fault:
+            raise CheckpointError(f"{layer.name}: its static activations cannot be stored: {fault}")
     layout, online = plan.format.layout(layer.scheme), watch.block.online.get(layer.site)
     arrays = watch.stages.pack(plan.recipe.format, tensor, static, layout, online, layer.info)
-    outcome.packed += [(f"{layer.name}.{suffix}", array) for suffix, array in arrays.items()]
+    for suffix, array in arrays.items():
+        fault = array_fault(suffix, array)
+        if fault:
+            raise PluginError(f"format '{plan.recipe.format}' packed {layer.name}.{suffix} wrongly: {fault}")
+        outcome.packed.append((f"{layer.name}.{suffix}", array))
     outcome.layers.append(
         {
             "layer": layer.name,

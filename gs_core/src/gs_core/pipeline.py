@@ -12,8 +12,10 @@ import numpy as np
 
 from gs_core import calibration, gradients, memory
 from gs_core.arrays import RawTensor
+from gs_core.checks import tensor_fault
 from gs_core.comparing import is_finite
-from gs_core.errors import CheckpointError
+from gs_core.copied import checked
+from gs_core.errors import CheckpointError, PluginError
 from gs_core.hookspecs import Record
 from gs_core.interfaces import (
     Batch,
@@ -57,7 +59,7 @@ def run(
     blocks = len(plan.model.blocks)
     if plan.needs_loss and batches and len(journal.records) < blocks:
         gradients.prepare(plan.model, journal, batches, len(journal.records), progress)
-    outside = _shards(plan.model.rest())
+    outside = _shards((name, checked(name, tensor)) for name, tensor in plan.model.rest())
     parts = blocks + len(outside)
     for index in range(len(journal.records), blocks):
         started = time.monotonic()
@@ -158,7 +160,8 @@ class _Line:
         if self.batches and self._has_next and not self.plan.float_only:
             self._stage("propagate")
             self._propagate(block, watch.as_seen())
-        self.outcome.packed += block.rest({layer.name for layer in quantizing})
+        rest = block.rest({layer.name for layer in quantizing})
+        self.outcome.packed += [(name, checked(name, tensor)) for name, tensor in rest]
         return self.outcome
 
     def _algorithms(self, hook: str) -> list[str]:
@@ -219,6 +222,10 @@ class _Line:
             data, record = self._all_data(watch), self._recorder(block, name)
             data = replace(data, start=self._start(block, mine, watch))
             tensors = self.stages.quantize(name, block, mine, watch.observed(name), data, record)
+            for layer in mine:
+                fault = tensor_fault(tensors[layer.name])
+                if fault:
+                    raise PluginError(f"algorithm '{name}' quantized {layer.name} wrongly: {fault}")
             self._stage("pack")
             for layer in mine:
                 pack_layer(self.plan, watch, layer, tensors[layer.name], static.get(layer.site), self.outcome)

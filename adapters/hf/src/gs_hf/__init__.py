@@ -24,10 +24,12 @@ class HuggingFace(Adapter):
             return "the weights are MindSpore's .ckpt; install golden-stick-mindformers"
         return None
 
-    def open(self, source: Any, device: str, checkpoint: Checkpoint | None = None) -> Model:
+    def open(
+        self, source: Any, device: str, checkpoint: Checkpoint | None = None, trust_remote_code: bool = False
+    ) -> Model:
         os.environ.setdefault(LARGE_PAGES, "1")
         from gs_hf.opening import open_folder, open_module
 
         if isinstance(source, Path):
-            return open_folder(source, device, checkpoint)
-        return open_module(source, device)
+            return open_folder(source, device, checkpoint, trust_remote_code)
+        return open_module(source, device, trust_remote_code)

@@ -27,11 +27,14 @@ def parameters_on_meta() -> Iterator[None]:
         torch.nn.Module.register_parameter = register
 
 
-def from_config(config: Any) -> torch.nn.Module:
-    """The causal language model of a transformers configuration, in float32, computing eagerly."""
+def from_config(config: Any, custom: Any = None) -> torch.nn.Module:
+    """The causal language model of a transformers configuration, in float32, computing eagerly.
+
+    custom: its class, if that is defined by code in the checkpoint folder.
+    """
     # Experts one by one: each is then a product of its own that can be watched.
     with parameters_on_meta():
-        module = _class_of(config)._from_config(config, dtype=torch.float32, experts_implementation="eager")
+        module = (custom or _class_of(config))._from_config(config, dtype=torch.float32, experts_implementation="eager")
     return module.eval().requires_grad_(False)
 
 

@@ -18,7 +18,7 @@ from gs_core.calibration import WrappedTokenizer
 from gs_core.interfaces import Batch
 from gs_core.known_folds import Folds
 from gs_core.products import rough_products
-from gs_core.storage import INDEX, Checkpoint, Tensor
+from gs_core.storage import INDEX, Checkpoint, Tensor, check_float, check_link
 from gs_hf import topology
 from gs_hf.block import HFBlock
 from gs_hf.caches import observe_caches
@@ -48,14 +48,18 @@ class HFModel(Model):
         config: dict[str, Any],
         device: str,
         name: str,
+        trust_remote_code: bool = False,
     ):
         self.name, self.folder, self.checkpoint, self.device = name, folder, checkpoint, device
-        self._config, self.module = config, module
+        self._config, self.module, self.trust_remote_code = config, module, trust_remote_code
         try:
             self.naming = name_places(module, {n: t.shape for n, t in checkpoint.tensors.items()})
         except ValueError as error:
             raise CheckpointError(f"{folder}: {error}") from None
         self.weights = Weights(module, self.naming, checkpoint, device)
+        for parameter, _ in module.named_parameters():
+            for place in self.naming.by_parameter.get(parameter, []):
+                check_float(place.source, checkpoint[place.source].dtype)
         missing = self.weights.missing()
         if missing:
             raise CheckpointError(
@@ -138,7 +142,7 @@ class HFModel(Model):
 
     def files(self) -> Sequence[Path]:
         shards = {p.name for p in self.checkpoint.files} | {"config.json", INDEX, "gsq_report.json"}
-        return sorted(
+        found = sorted(
             p
             for p in self.folder.iterdir()
             if p.is_file()
@@ -147,6 +151,9 @@ class HFModel(Model):
             and p.suffix not in NOT_CARRIED
             and not p.name.endswith(".index.json")
         )
+        for path in found:
+            check_link(path, self.folder)
+        return found
 
     def nbytes(self) -> int:
         return self.checkpoint.nbytes
@@ -173,7 +180,7 @@ class HFModel(Model):
 
     @cached_property
     def tokenizer(self) -> WrappedTokenizer:
-        return load_tokenizer(self.tokenizer_source, self.name)
+        return load_tokenizer(self.tokenizer_source, self.name, self.trust_remote_code)
 
     def vocabulary(self) -> int:
         weight = getattr(self.module.get_input_embeddings(), "weight", None)

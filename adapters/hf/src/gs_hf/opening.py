@@ -13,19 +13,24 @@ from gs_core.storage import SINGLE, Checkpoint, write_safetensors
 from gs_hf.backed import check_backed
 from gs_hf.construct import from_config, parameters_on_meta
 from gs_hf.model import HFModel
+from gs_hf.trust import model_class, refusal, without_hub_kernels
 
 
-def open_folder(folder: Path, device: str, checkpoint: Checkpoint | None) -> HFModel:
+def open_folder(folder: Path, device: str, checkpoint: Checkpoint | None, trust_remote_code: bool = False) -> HFModel:
     """Build the module from ``config.json`` on the meta device. Raises ``CheckpointError`` or ``PlanError``."""
     _check_device(device)
     config = read_config(folder)
     checkpoint = checkpoint or Checkpoint(folder)
     check_backed(config, checkpoint)
     try:
-        module = from_config(auto_config(folder))
+        configuration = auto_config(folder, trust_remote_code)
+        custom = model_class(configuration, folder) if trust_remote_code else None
+        module = from_config(configuration, custom)
     except Exception as error:  # transformers' own checks of a stranger's file may raise anything
-        raise CheckpointError(f"{folder}: transformers cannot build this model: {reason(error)}") from error
-    return HFModel(module, checkpoint, folder, config, device, str(folder))
+        why = None if trust_remote_code else refusal(folder, "config.json")
+        why = why or f"{folder}: transformers cannot build this model: {reason(error)}"
+        raise CheckpointError(why) from error
+    return HFModel(module, checkpoint, folder, config, device, str(folder), trust_remote_code)
 
 
 def _check_device(device: str) -> None:
@@ -45,17 +50,17 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
 
 
-def auto_config(folder: Path) -> Any:
+def auto_config(folder: Path, trust_remote_code: bool = False) -> Any:
     """The configuration object, without the quantization entry: weights arrive dequantized."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    return config
+    return without_hub_kernels(config)
 
 
-def open_module(live: torch.nn.Module, device: str) -> HFModel:
+def open_module(live: torch.nn.Module, device: str, trust_remote_code: bool = False) -> HFModel:
     """A live module: its weights are written out first, then treated as any checkpoint's.
 
     The copy makes a live model and its saved folder the same thing, name for name and byte for byte.
@@ -64,7 +69,7 @@ def open_module(live: torch.nn.Module, device: str) -> HFModel:
     folder = Path(spill.name)
     if hasattr(live, "save_pretrained"):
         live.save_pretrained(folder)
-        model = open_folder(folder, device, None)
+        model = open_folder(folder, device, None, trust_remote_code)
     else:
         state = {name: value.detach() for name, value in live.state_dict().items()}
         write_safetensors(folder / SINGLE, state.items())

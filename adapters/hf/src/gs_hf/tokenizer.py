@@ -4,9 +4,10 @@ from pathlib import Path
 
 from gs_core import CalibrationError
 from gs_core.calibration import WrappedTokenizer
+from gs_hf.trust import refusal
 
 
-def load_tokenizer(source: str | Path | None, model: str) -> WrappedTokenizer:
+def load_tokenizer(source: str | Path | None, model: str, trust_remote_code: bool = False) -> WrappedTokenizer:
     """The tokenizer of a folder, or of a hub id in the local cache.
 
     source: of a live model its ``name_or_path``, which may be empty. model: its name, for messages.
@@ -18,9 +19,9 @@ def load_tokenizer(source: str | Path | None, model: str) -> WrappedTokenizer:
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+        loaded = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers' tokenizer loading has no family of errors
-        raise CalibrationError(
-            f"{source}: no tokenizer could be loaded from local files ({type(error).__name__}); {advice}"
-        ) from None
+        why = None if trust_remote_code else refusal(Path(source), "tokenizer_config.json")
+        why = why or f"{source}: no tokenizer could be loaded from local files ({type(error).__name__})"
+        raise CalibrationError(f"{why}; {advice}") from None
     return WrappedTokenizer(loaded)

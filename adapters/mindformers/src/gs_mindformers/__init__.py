@@ -30,8 +30,11 @@ class MindFormers(Adapter):
 
         return why_not(folder)
 
-    def open(self, source: Any, device: str, checkpoint: Checkpoint | None = None) -> Model:
-        """``device`` says nothing here: a network computes where MindSpore's context says."""
+    def open(
+        self, source: Any, device: str, checkpoint: Checkpoint | None = None, trust_remote_code: bool = False
+    ) -> Model:
+        """``device`` is ignored: a network computes on the device of MindSpore's context. No code of a folder ever
+        runs, so ``trust_remote_code`` is ignored too."""
         if isinstance(source, Path):
             from gs_mindformers.folder import open_folder
 

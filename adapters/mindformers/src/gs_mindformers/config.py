@@ -65,7 +65,7 @@ def read_config(folder: Path) -> Config:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     kind = content.get("model_type")
     if kind not in BIASES:

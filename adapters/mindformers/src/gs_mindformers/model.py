@@ -14,7 +14,7 @@ from gs_core.arrays import RawTensor
 from gs_core.errors import reason
 from gs_core.interfaces import Batch
 from gs_core.known_folds import Folds
-from gs_core.storage import StoredTensor, Tensor
+from gs_core.storage import StoredTensor, Tensor, check_link
 from gs_mindformers.block import MFBlock
 from gs_mindformers.found import Layers
 from gs_mindformers.weights import Weights
@@ -74,7 +74,7 @@ class MFModel(Model):
     def files(self) -> Sequence[Path]:
         if self.folder is None:
             return []
-        return sorted(
+        found = sorted(
             path
             for path in self.folder.iterdir()
             if path.is_file()
@@ -83,6 +83,9 @@ class MFModel(Model):
             and not path.name.startswith(".")
             and not path.name.endswith(".index.json")
         )
+        for path in found:
+            check_link(path, self.folder)
+        return found
 
     def nbytes(self) -> int:
         return self.weights.nbytes

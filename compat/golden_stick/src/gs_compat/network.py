@@ -31,7 +31,9 @@ class Opened(Adapter):
     def refuses(self, folder: Path) -> str | None:
         return "takes one live network"
 
-    def open(self, source: Any, device: str, checkpoint: Checkpoint | None = None) -> Model:
+    def open(
+        self, source: Any, device: str, checkpoint: Checkpoint | None = None, trust_remote_code: bool = False
+    ) -> Model:
         return self.model
 
 

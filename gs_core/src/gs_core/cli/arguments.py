@@ -52,6 +52,13 @@ Calibration = Annotated[
 ]
 Samples = Annotated[int | None, typer.Option(min=1, metavar="N", help="Calibration samples.", show_default=False)]
 SeqLen = Annotated[int | None, typer.Option(min=2, metavar="L", help="Tokens in each of them.", show_default=False)]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python code from the model folder. Without this flag no code from it runs.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

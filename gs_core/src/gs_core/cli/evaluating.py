@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gs_core.cli.arguments import Adapter, AsJson, Device, Model
+from gs_core.cli.arguments import Adapter, AsJson, Device, Model, TrustRemoteCode
 from gs_core.cli.errors import one_line_errors
 from gs_core.cli.output import print_json, print_table
 
@@ -24,10 +24,12 @@ def evaluate(
     ] = None,
     device: Device = "cpu",
     adapter: Adapter = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure perplexity, of float and quantized folders alike. Lower is better."""
-    found = [_measure(name, text, seq_len, windows, device, adapter) for name in (against, model) if name is not None]
+    folders = [name for name in (against, model) if name is not None]
+    found = [_measure(name, text, seq_len, windows, device, adapter, trust_remote_code) for name in folders]
     ratio = found[-1].perplexity / found[0].perplexity
     if as_json:
         answer: dict[str, Any] = asdict(found[-1])
@@ -46,13 +48,22 @@ def evaluate(
     typer.echo(f"{windows} windows of {seq_len} tokens of {text}")
 
 
-def _measure(model: str, text: str, seq_len: int, windows: int, device: str, adapter: str | None) -> "Evaluation":
+def _measure(
+    model: str, text: str, seq_len: int, windows: int, device: str, adapter: str | None, trust_remote_code: bool
+) -> "Evaluation":
     from gs_core.cli.progress import watching
     from gs_core.evaluation import evaluate
 
     with watching(f"evaluating {model}") as progress:
         return evaluate(
-            model, text, seq_len=seq_len, windows=windows, device=device, adapter=adapter, progress=progress
+            model,
+            text,
+            seq_len=seq_len,
+            windows=windows,
+            device=device,
+            adapter=adapter,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
         )
 
 

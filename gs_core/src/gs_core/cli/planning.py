@@ -18,6 +18,7 @@ from gs_core.cli.arguments import (
     Samples,
     SeqLen,
     Settings,
+    TrustRemoteCode,
     read_recipe,
 )
 from gs_core.cli.errors import one_line_errors
@@ -42,6 +43,7 @@ def plan(
     group_size: GroupSize = None,
     device: Device = "cpu",
     adapter: Adapter = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what quantize would do to each layer, and why. Reads no weights, and needs no calibration data unless the
@@ -61,6 +63,7 @@ def plan(
             format=format,
             device=device,
             adapter=adapter,
+            trust_remote_code=trust_remote_code,
             calibration=calibration,
             samples=samples,
             seq_len=seq_len,

@@ -16,6 +16,7 @@ from gs_core.cli.arguments import (
     Samples,
     SeqLen,
     Settings,
+    TrustRemoteCode,
     read_recipe,
 )
 from gs_core.cli.errors import interrupt, one_line_errors
@@ -35,6 +36,7 @@ def quantize(
     seq_len: SeqLen = None,
     device: Device = "cpu",
     adapter: Adapter = None,
+    trust_remote_code: TrustRemoteCode = False,
     set: Settings = None,
     group_size: GroupSize = None,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away an earlier run of ours in OUT.")] = False,
@@ -57,6 +59,7 @@ def quantize(
                 format=format,
                 device=device,
                 adapter=adapter,
+                trust_remote_code=trust_remote_code,
                 restart=restart,
                 progress=progress,
             )

@@ -197,6 +197,11 @@ class Adapter(ABC):
         """Why this folder is not for this adapter, or ``None``. Reads no weights."""
 
     @abstractmethod
-    def open(self, source: Any, device: str, checkpoint: Checkpoint | None = None) -> Model:
+    def open(
+        self, source: Any, device: str, checkpoint: Checkpoint | None = None, trust_remote_code: bool = False
+    ) -> Model:
         """Open a folder (``Path``) or a live object. ``checkpoint`` replaces the folder's own tensors (a quantized
-        folder is opened with its weights dequantized). Raises ``CheckpointError``."""
+        folder is opened with its weights dequantized). Raises ``CheckpointError``.
+
+        Without ``trust_remote_code`` no code from the folder may run, and nothing may ask the user about it.
+        """

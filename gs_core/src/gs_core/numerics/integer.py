@@ -7,7 +7,7 @@ positive value saturates; an asymmetric range always contains zero. Rounding is 
 
 from typing import Any
 
-from gs_core.arrays import Array, astype, clip_in_place, device, namespace, numpy_dtype, round_in_place
+from gs_core.arrays import FLOAT_DTYPES, Array, astype, clip_in_place, device, namespace, numpy_dtype, round_in_place
 from gs_core.numerics import groups
 from gs_core.numerics.minifloat import nearest
 from gs_core.quantized import QuantizedTensor
@@ -79,8 +79,13 @@ def code_dtype(args: QuantizationArgs) -> str:
 
 
 def scale_dtype(args: QuantizationArgs, model_dtype: str) -> str:
-    """The dtype a scale is stored in: the model's own unless the args name one."""
-    return model_dtype if args.scale_format == "model" else args.scale_format
+    """The dtype in which a scale is stored: the args' ``scale_format``, or else that of the weight.
+
+    A weight in float8 gets float32 scales: float8 rounds small scales to zero.
+    """
+    if args.scale_format != "model":
+        return args.scale_format
+    return model_dtype if model_dtype in FLOAT_DTYPES else "float32"
 
 
 def stored_bits(shape: tuple[int, int], args: QuantizationArgs, model_dtype: str) -> int:

@@ -15,7 +15,8 @@ from typing import BinaryIO, NamedTuple
 
 from gs_core.arrays import PACKED_INT4, RawTensor, numpy_dtype, to_raw
 from gs_core.errors import CheckpointError, OutputError
-from gs_core.storage.tensors import DerivedTensor, SplitTensor, StoredTensor, open_regular
+from gs_core.storage.regular import open_regular
+from gs_core.storage.tensors import DerivedTensor, SplitTensor, StoredTensor
 from gs_core.storage.writer import Tensor, replacing
 
 SLICE = 512 * 2**20

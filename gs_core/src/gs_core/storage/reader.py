@@ -18,7 +18,8 @@ from typing import Any
 from gs_core.arrays import PACKED_INT4, SAFETENSORS_DTYPES
 from gs_core.errors import CheckpointError
 from gs_core.storage.ckpt import read_ckpt
-from gs_core.storage.tensors import DerivedTensor, StoredTensor, open_regular
+from gs_core.storage.regular import open_regular
+from gs_core.storage.tensors import DerivedTensor, StoredTensor
 
 HEADER_LIMIT = 100_000_000
 MAX_DIMENSIONS, MAX_NAME = 64, 255
@@ -117,11 +118,11 @@ def _shards(folder: Path) -> list[Path]:
         raise CheckpointError(f"{folder}: no such folder")
     if (folder / INDEX).is_file():
         files = sorted(set(_weight_map(folder).values()))
-        missing = [name for name in files if not (folder / name).is_file()]
+        missing = [name for name in files if not (folder / name).exists()]
         if missing:
             raise CheckpointError(f"{folder}: {INDEX} names {missing[0]}, which is not there")
         return [folder / name for name in files]
-    if (folder / SINGLE).is_file():
+    if (folder / SINGLE).exists():
         return [folder / SINGLE]
     for kind in ("*.safetensors", "*.ckpt"):
         if files := sorted(p.name for p in folder.glob(kind)):

@@ -2,30 +2,19 @@
 
 import math
 import mmap
-import os
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import FileIO
+from io import RawIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from gs_core.arrays import RawTensor, numpy_dtype
 from gs_core.errors import CheckpointError
+from gs_core.storage.regular import open_regular
 
 CHUNK = 16 * 2**20
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """A regular file, open for reading. Raises ``CheckpointError`` for a FIFO, socket or device, without waiting."""
-    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")  # noqa: SIM115  # the caller closes it
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise CheckpointError(f"{path}: not a regular file")
-    return file
 
 
 @dataclass(frozen=True)
@@ -59,16 +48,16 @@ class StoredTensor:
             self._fill(buffer, file)
 
     @contextmanager
-    def opened(self) -> Iterator[FileIO]:
+    def opened(self) -> Iterator[RawIOBase]:
         """The file, where the bytes begin: whatever reads them goes through here."""
         try:
-            with open(self.path, "rb", buffering=0) as file:
+            with open_regular(self.path, buffering=0) as file:
                 file.seek(self.offset)
                 yield file
         except OSError as error:
             raise CheckpointError(f"{self.path}: {error.strerror or error}") from None
 
-    def _fill(self, buffer: memoryview, file: FileIO) -> None:
+    def _fill(self, buffer: memoryview, file: RawIOBase) -> None:
         while buffer:
             got = file.readinto(buffer)
             if not got:

@@ -47,7 +47,9 @@ class ToyAdapter(Adapter):
             return f"no {CONFIG} with a model_type"
         return None if kind == MODEL_TYPE else f"its model_type is '{kind}', not '{MODEL_TYPE}'"
 
-    def open(self, source: Any, device: str, checkpoint: Checkpoint | None = None) -> "ToyModel":
+    def open(
+        self, source: Any, device: str, checkpoint: Checkpoint | None = None, trust_remote_code: bool = False
+    ) -> "ToyModel":
         refusal = self.refuses(source)
         if refusal:
             raise CheckpointError(f"{source}: {refusal}")

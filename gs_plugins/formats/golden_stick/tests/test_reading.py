@@ -124,7 +124,7 @@ def test_a_description_that_is_none(read, description):
 def test_a_type_that_is_not_read(read, kind):
     description, tensors = stored(GoldenStick(), "W8A8")
     with pytest.raises(
-        CheckpointError, match=f"{LAYER}.weight, which has a scale, the type {kind!r}; read here: W8A16"
+        CheckpointError, match=f"{LAYER}.weight, which is quantized, the type {kind!r}; read here: W8A16"
     ):
         read(GoldenStick(), dict.fromkeys(description, kind), tensors)
 

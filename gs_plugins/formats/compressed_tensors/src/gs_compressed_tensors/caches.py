@@ -21,6 +21,7 @@ from gs_core import (
     StaticInput,
 )
 from gs_core.arrays import astype, from_raw, namespace
+from gs_core.checks import scale_fault
 from gs_core.storage import Checkpoint
 
 STRATEGIES = {"tensor": "tensor", "head": "attn_head"}
@@ -124,7 +125,11 @@ def _args(scheme: Mapping[str, Any]) -> QuantizationArgs:
 def _scale(checkpoint: Checkpoint, name: str, args: QuantizationArgs, heads: int) -> np.ndarray:
     if name not in checkpoint:
         raise CheckpointError(f"{checkpoint.folder} has a kv_cache_scheme, but no '{name}'")
-    scale = astype(from_raw(checkpoint[name].read()), "float32").reshape(-1)
+    scale = from_raw(checkpoint[name].read()).reshape(-1)
+    fault = scale_fault(scale)
+    if fault:
+        raise CheckpointError(f"{name}: {fault}; the checkpoint is damaged")
+    scale = astype(scale, "float32")
     wanted = 1 if args.granularity == "tensor" else heads
     if scale.size != wanted:
         raise CheckpointError(f"{name} has {scale.size} elements, its scheme needs {wanted}")

@@ -8,6 +8,7 @@ import numpy as np
 from gs_compressed_tensors import caches, transforms
 from gs_compressed_tensors.config import INTEGER, METHOD, PACKED, layout, scheme_of, to_config
 from gs_compressed_tensors.packing import pack_rows, unpack_rows
+from gs_compressed_tensors.types import check_types
 from gs_core import (
     Array,
     CacheInfo,
@@ -24,10 +25,11 @@ from gs_core import (
     hookimpl,
     numerics,
 )
-from gs_core.arrays import RawTensor, from_raw, to_numpy, to_raw
+from gs_core.arrays import FLOAT_DTYPES, RawTensor, from_raw, to_numpy, to_raw
+from gs_core.checks import input_fault, tensor_fault
 from gs_core.engines import fit_experts, fused_conflicts
 from gs_core.interfaces import LayerNumbers
-from gs_core.storage import INDEX, Checkpoint, DerivedTensor, copy_file, write_json, write_safetensors
+from gs_core.storage import INDEX, Checkpoint, Declared, DerivedTensor, copy_file, write_json, write_safetensors
 
 
 class CompressedTensors(CheckpointFormat):
@@ -141,21 +143,19 @@ class CompressedTensors(CheckpointFormat):
 
     def read(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[Checkpoint, dict[str, LayerNumbers]]:
         quantization = config["quantization_config"]
+        check_types(quantization)
         numbers: dict[str, LayerNumbers] = {}
         removed = caches.names(checkpoint) if quantization.get("kv_cache_scheme") else set()
         added: dict[str, DerivedTensor] = {}
-        for name in checkpoint.tensors:
-            layer, _, suffix = name.rpartition(".")
-            if suffix != "weight_scale":
-                continue
+        for layer in _quantized_layers(checkpoint):
             scheme = scheme_of(quantization, layer)
             if scheme is None or scheme.weights is None:
-                raise CheckpointError(f"{layer} has a scale, but quantization_config gives it no scheme")
+                raise CheckpointError(f"{layer} is quantized, but quantization_config gives it no scheme")
             weight = _stored(checkpoint, layer, scheme)
             removed |= {f"{layer}.{s}" for s in _SUFFIXES if f"{layer}.{s}" in checkpoint}
             added[weight.name] = weight
             online = transforms.input_map(quantization, layer)
-            numbers[layer] = LayerNumbers(scheme, _static_input(checkpoint, layer), online)
+            numbers[layer] = LayerNumbers(scheme, _static_input(checkpoint, layer, scheme), online)
         return checkpoint.replacing(removed, added), numbers
 
     def read_caches(
@@ -164,6 +164,7 @@ class CompressedTensors(CheckpointFormat):
         return caches.read(checkpoint, config["quantization_config"], infos)
 
 
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 _SUFFIXES = (
     "weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "input_scale", "input_zero_point",
 )  # fmt: skip
@@ -175,41 +176,54 @@ def _stored(checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme) -> D
     if layout(scheme) == INTEGER:
         shape = checkpoint[f"{layer}.weight"].shape
     else:
+        Declared(INTEGERS, [(2,)]).check(checkpoint[f"{layer}.weight_shape"])
         shape = tuple(int(n) for n in _array(checkpoint, f"{layer}.weight_shape"))
     if len(shape) != 2 or min(shape) < 1:
         raise CheckpointError(f"{layer}.weight_shape is {list(shape)}, which is no matrix")
     why = numerics.objection((shape[0], shape[1]), scheme.weights)
     if why:
         raise CheckpointError(f"{layer}: {why}")
-    for suffix, wanted in _shapes(shape[0], shape[1], scheme).items():
-        found = checkpoint[f"{layer}.{suffix}"].shape
-        # Other writers leave out an axis of one.
-        if found != wanted and not (suffix.endswith("_scale") and _squeezed(found) == _squeezed(wanted)):
-            raise CheckpointError(f"{layer}.{suffix} has shape {list(found)}, its scheme needs {list(wanted)}")
+    for suffix, declared in _declared(shape[0], shape[1], scheme).items():
+        declared.check(checkpoint[f"{layer}.{suffix}"])
 
     def make() -> RawTensor:
-        return to_raw(numerics.dequantize(_tensor(checkpoint, layer, scheme, (shape[0], shape[1]))))
+        tensor = _tensor(checkpoint, layer, scheme, (shape[0], shape[1]))
+        fault = tensor_fault(tensor)
+        if fault:
+            raise CheckpointError(f"{layer}: {fault}; the checkpoint is damaged")
+        return to_raw(numerics.dequantize(tensor))
 
     return DerivedTensor(f"{layer}.weight", "float32", shape, make)
 
 
-def _squeezed(shape: Sequence[int]) -> list[int]:
-    return [size for size in shape if size != 1]
+def _quantized_layers(checkpoint: Checkpoint) -> list[str]:
+    """Layers with a quantization parameter or integer codes, complete or not."""
+    found = {}
+    for name, tensor in checkpoint.tensors.items():
+        layer, _, suffix = name.rpartition(".")
+        if suffix in _SUFFIXES[1:] or (suffix == "weight" and tensor.dtype in INTEGERS):
+            found[layer] = True
+    return list(found)
 
 
-def _shapes(rows: int, columns: int, scheme: QuantizationScheme) -> dict[str, tuple[int, ...]]:
-    """What ``pack`` makes of a weight of this shape."""
+def _declared(rows: int, columns: int, scheme: QuantizationScheme) -> dict[str, Declared]:
+    """The tensors of a layer of this shape. Other writers leave out axes of one in scales."""
     args = scheme.weights
     assert args is not None
     groups = columns // args.group_size if args.group_size else 1
-    shapes: dict[str, tuple[int, ...]] = {"weight_scale": (1,) if args.granularity == "tensor" else (rows, groups)}
+    scale_shape = (1,) if args.granularity == "tensor" else (rows, groups)
+    found = {"weight_scale": Declared(FLOAT_DTYPES, [scale_shape], squeezed=True)}
     if layout(scheme) == PACKED:
-        shapes["weight_packed"] = (rows, -(-columns * args.bits // 32))
+        found["weight_packed"] = Declared(["int32"], [(rows, -(-columns * args.bits // 32))])
         if not args.symmetric:
-            shapes["weight_zero_point"] = (-(-rows * args.bits // 32), groups)
+            found["weight_zero_point"] = Declared(["int32"], [(-(-rows * args.bits // 32), groups)])
+    else:
+        found["weight"] = Declared(["int8"], [(rows, columns)])
     if scheme.inputs is not None and not scheme.inputs.dynamic:
-        shapes["input_scale"] = (1,)
-    return shapes
+        found["input_scale"] = Declared(FLOAT_DTYPES, [(1,)], squeezed=True)
+        if not scheme.inputs.symmetric:
+            found["input_zero_point"] = Declared(INTEGERS, [(1,)], squeezed=True)
+    return found
 
 
 def _tensor(checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme, shape: tuple[int, int]) -> QuantizedTensor:
@@ -227,13 +241,18 @@ def _tensor(checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme, shap
     return QuantizedTensor(codes, scale.reshape(-1, 1) if scale.ndim < 2 else scale, zero_point, args)
 
 
-def _static_input(checkpoint: Checkpoint, layer: str) -> StaticInput | None:
-    if f"{layer}.input_scale" not in checkpoint:
+def _static_input(checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme) -> StaticInput | None:
+    args = scheme.inputs
+    if args is None or args.dynamic:
         return None
     zero_point = None
     if f"{layer}.input_zero_point" in checkpoint:
         zero_point = _array(checkpoint, f"{layer}.input_zero_point").astype(np.float32).reshape(1)
-    return StaticInput(_array(checkpoint, f"{layer}.input_scale").astype(np.float32).reshape(1), zero_point)
+    found = StaticInput(_array(checkpoint, f"{layer}.input_scale").astype(np.float32).reshape(1), zero_point)
+    fault = input_fault(found, args)
+    if fault:
+        raise CheckpointError(f"{layer}.input_scale: {fault}; the checkpoint is damaged")
+    return found
 
 
 def _array(checkpoint: Checkpoint, name: str) -> np.ndarray:

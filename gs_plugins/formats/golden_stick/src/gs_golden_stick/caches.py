@@ -10,6 +10,7 @@ import numpy as np
 
 from gs_core import Array, CacheInfo, CacheNumbers, CheckpointError, QuantizationArgs, StaticInput
 from gs_core.arrays import astype, dtype_name, from_raw, to_numpy
+from gs_core.checks import scale_fault
 from gs_core.interfaces import Site, SiteKind
 from gs_core.storage import Checkpoint
 from gs_golden_stick.parameters import float_bits
@@ -118,7 +119,13 @@ def _granularity(
 
 
 def _array(checkpoint: Checkpoint, name: str, features: int) -> np.ndarray:
-    values = astype(from_raw(checkpoint[name].read()), "float32").reshape(-1)
+    stored = from_raw(checkpoint[name].read())
+    values = astype(stored, "float32").reshape(-1)
+    fault = scale_fault(stored) if name.endswith("scale") else None
+    if fault is None and not np.isfinite(values).all():
+        fault = "contains NaN or infinity"
+    if fault:
+        raise CheckpointError(f"{name}: {fault}; the checkpoint is damaged")
     if values.size != features:
         raise CheckpointError(f"{name} has {values.size} elements, the cache has {features} channels")
     return values

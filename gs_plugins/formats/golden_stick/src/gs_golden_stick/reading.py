@@ -7,10 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from gs_core import CheckpointError, LinearMap, QuantizationScheme, QuantizedTensor, StaticInput, numerics
-from gs_core.arrays import PACKED_INT4, RawTensor, from_raw, to_raw
+from gs_core import (
+    CheckpointError,
+    LinearMap,
+    QuantizationArgs,
+    QuantizationScheme,
+    QuantizedTensor,
+    StaticInput,
+    numerics,
+)
+from gs_core.arrays import FLOAT_DTYPES, PACKED_INT4, RawTensor, from_raw, to_raw
+from gs_core.checks import scale_fault, tensor_fault
 from gs_core.interfaces import LayerNumbers
-from gs_core.storage import Checkpoint, DerivedTensor, StoredTensor
+from gs_core.storage import Checkpoint, Declared, DerivedTensor, StoredTensor
 from gs_golden_stick import caches, flatquant, int4
 from gs_golden_stick.labels import DESCRIPTIONS, FLOAT
 from gs_golden_stick.parameters import from_float_bits
@@ -32,6 +41,16 @@ _NETWORK = {
     "quant_op.input_zp": "input_offset",
 }
 """Names inside a network, and what folders call the same."""
+FLOAT_BITS = ("int64", "uint64")
+"""Dtypes of a float32 scale that is stored as its bit pattern."""
+_OFFSETS = (*FLOAT_DTYPES, "int8", "int16", "int32", "int64")
+_DTYPES = {
+    "deq_scale": (*FLOAT_DTYPES, *FLOAT_BITS),
+    "weight_offset": _OFFSETS,
+    "added_offset": _OFFSETS,
+    "input_offset": _OFFSETS,
+}
+"""Dtypes of parameters that need not be floats."""
 _READABLE = {
     DESCRIPTIONS[0]: ("W8A16", "W4A16", "W8A8", "W8A8_DYNAMIC", "W4A8_DYNAMIC"),
     DESCRIPTIONS[1]: ("W8A16", "W8A8", "W8A8_DYNAMIC", "W4A4_DYNAMIC", flatquant.LABEL),
@@ -45,7 +64,7 @@ def read(checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, LayerNumbers]]:
     removed = {name for name in checkpoint.tensors if name.endswith(caches.SUFFIXES)}
     added: dict[str, DerivedTensor] = {}
     for name, parts in _layers(checkpoint).items():
-        if not {"weight_scale", "deq_scale"} & set(parts):
+        if not _is_quantized(checkpoint, name, parts, description or {}):
             continue
         layer = _Layer(checkpoint, name, parts, file, description)
         removed |= set(parts.values())
@@ -69,6 +88,16 @@ def _description(folder: Path) -> tuple[str, Mapping[str, Any] | None]:
                 raise CheckpointError(f"{folder / name}: not a JSON object; copy it again")
             return name, found
     return DESCRIPTIONS[0], None
+
+
+def _is_quantized(checkpoint: Checkpoint, name: str, parts: Mapping[str, str], types: Mapping[str, Any]) -> bool:
+    """Whether a layer has quantization parameters, integer codes, or a matrix that the description calls quantized."""
+    if set(parts) - {"weight", "bias"}:
+        return True
+    stored = checkpoint[parts["weight"]] if "weight" in parts else None
+    if stored is None:
+        return False
+    return stored.dtype not in FLOAT_DTYPES or (len(stored.shape) == 2 and types.get(stored.name, FLOAT) != FLOAT)
 
 
 def _layers(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
@@ -102,7 +131,7 @@ class _Layer:
         self.label = self._inferred(stored.dtype) if types is None else types.get(stored.name, FLOAT)
         if self.label not in _READABLE[file]:
             raise CheckpointError(
-                f"{file} gives {stored.name}, which has a scale, the type {self.label!r:.40}; "
+                f"{file} gives {stored.name}, which is quantized, the type {self.label!r:.40}; "
                 f"read here: {', '.join(_READABLE[file])}"
             )
         if len(stored.shape) != 2 or stored.dtype not in ("int8", PACKED_INT4):
@@ -118,6 +147,8 @@ class _Layer:
         self.inputs = self._inputs() if self.label == "W8A8" else None
         self.grouped = self.packed and len(self._stored("weight_scale").shape) == 2
         self.scale = self._scale()
+        if self.label.endswith("A16"):
+            self._offset_part()
         self.zero_point = self._zero_point()
         self.smooth = self._smooth()
         online = None
@@ -145,21 +176,25 @@ class _Layer:
         return self.checkpoint[self.parts[part]]
 
     def _array(self, part: str, *shapes: tuple[int, ...]) -> np.ndarray:
-        """A part's numbers in float32, of one of these shapes."""
+        """A part's numbers in float32, of one of these shapes. Scales are finite and positive, or have 4 bits."""
         stored = self._stored(part)
-        if stored.shape not in shapes:
-            wanted = " or ".join(str(list(shape)) for shape in shapes)
-            raise CheckpointError(
-                f"{stored.name} has shape {list(stored.shape)}, a layer of {list(self.shape)} needs {wanted}"
-            )
+        Declared(_DTYPES.get(part, FLOAT_DTYPES), shapes).check(stored)
         values = from_raw(stored.read())
-        return from_float_bits(values) if stored.dtype in ("int64", "uint64") else values.astype(np.float32)
+        if part == "deq_scale" and stored.dtype in FLOAT_BITS:
+            values = from_float_bits(values)
+        values = values.astype(np.float32)
+        fault = None
+        if part.endswith("scale"):
+            fault = scale_fault(values, QuantizationArgs(format="int4") if self.bits == 4 else None)
+        elif not np.isfinite(values).all():
+            fault = "contains NaN or infinity"
+        if fault:
+            raise CheckpointError(f"{stored.name}: {fault}; the checkpoint is damaged")
+        return values
 
     def _inputs(self) -> StaticInput:
         shapes = ((1,), (self.shape[1],))
         scale, offset = self._array("input_scale", *shapes), self._array("input_offset", *shapes)
-        if not (np.isfinite(scale).all() and (scale > 0).all()):
-            raise CheckpointError(f"{self.parts['input_scale']} holds numbers that are no scales")
         if scale.shape == (1,) and self.parts["input_scale"].endswith("quant_op.input_scale"):
             scale = 1 / scale  # this cell multiplies by it
         scale, offset = (values[:1] if (values == values[0]).all() else values for values in (scale, offset))
@@ -182,10 +217,20 @@ class _Layer:
             return np.ascontiguousarray(self._array(part, (groups, rows)).T)
         return self._array(part, (rows,), (rows, 1)).reshape(-1, 1)
 
+    def _offset_part(self) -> str:
+        """The tensor with the zero points, which every layer of floating-point activations has."""
+        found = self.parts.get("weight_offset", self.parts.get("added_offset"))
+        if found is None:
+            raise CheckpointError(f"{self.name}: no weight_offset, which {self.label} needs")
+        return found
+
     def _zero_point(self) -> np.ndarray | None:
         for part, sign in (("weight_offset", 1), ("added_offset", -1)):
             if part in self.parts and self.inputs is None:
                 offset = sign * self._by_row(part, self.scale.shape[1])
+                lowest = -(2 ** (self.bits - 1))
+                if (offset != np.round(offset)).any() or offset.min() < lowest or offset.max() >= -lowest:
+                    raise CheckpointError(f"{self.parts[part]}: not all numbers are zero points of int{self.bits}")
                 return offset.astype(np.int8) if offset.any() else None
         return None
 
@@ -193,8 +238,6 @@ class _Layer:
         if "smooth_scale" not in self.parts:
             return None
         found = self._array("smooth_scale", (self.shape[1],))
-        if not (np.isfinite(found).all() and (found > 0).all()):
-            raise CheckpointError(f"{self.parts['smooth_scale']} holds numbers that are no scales")
         return found if (found != 1).any() else None
 
     def _pair(self) -> LinearMap:
@@ -232,7 +275,11 @@ class _Layer:
         assert args is not None
         codes = from_raw(self._stored("weight").read())
         codes = int4.unpack(codes) if self.packed else codes.T if self.transposed else codes
-        values = numerics.dequantize(QuantizedTensor(codes, self.scale, self.zero_point, args))
+        tensor = QuantizedTensor(codes, self.scale, self.zero_point, args)
+        fault = tensor_fault(tensor)
+        if fault:
+            raise CheckpointError(f"{self.name}: {fault}; the checkpoint is damaged")
+        values = numerics.dequantize(tensor)
         if self.smooth is not None:
             values = values * self.smooth
         if self.inputs is not None and len(self.inputs.scale) > 1:

@@ -1,0 +1,35 @@
+"""Opening files of a checkpoint folder: regular files only, without waiting for a FIFO or a device."""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from gs_core.errors import CheckpointError
+
+
+def open_regular(path: Path, buffering: int = -1) -> BinaryIO:
+    """The file, opened to read bytes. Raises ``CheckpointError`` for a FIFO, device, socket or folder, ``OSError`` for
+    a file that cannot be opened."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise CheckpointError(f"{path}: a FIFO, device or folder, not a regular file; replace it by the file itself")
+    return os.fdopen(handle, "rb", buffering)
+
+
+def check_link(path: Path, folder: Path) -> None:
+    """Raise ``CheckpointError`` for a symbolic link of a model folder that leads out of it.
+
+    A link may end in the folder itself, or in ``../../blobs``, where the Hugging Face cache keeps the files of
+    ``snapshots/<revision>``.
+    """
+    target, home = path.resolve(), folder.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots":
+        allowed.append(home.parent.parent / "blobs")
+    if not any(target.is_relative_to(place) for place in allowed):
+        raise CheckpointError(
+            f"{path} is a link to {target}, outside the model folder, and would be copied into the output. "
+            "Replace the link by the file, or remove it"
+        )
