@@ -9,6 +9,7 @@ fields, files put one behind the other are one file.
 import math
 import os
 from collections.abc import Iterable, Iterator
+from io import BufferedReader
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -47,7 +48,7 @@ def read_ckpt(path: Path) -> dict[str, StoredTensor]:
     encrypted, damaged, or none of MindSpore's.
     """
     try:
-        with open_regular(path) as file:
+        with BufferedReader(open_regular(path)) as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(4)
             if start in _ENCRYPTED:

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from io import BufferedReader
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
-        with open_regular(path) as file:
+        with BufferedReader(open_regular(path)) as file:
             size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
@@ -118,7 +119,7 @@ def _shards(folder: Path) -> list[Path]:
         raise CheckpointError(f"{folder}: no such folder")
     if (folder / INDEX).is_file():
         files = sorted(set(_weight_map(folder).values()))
-        missing = [name for name in files if not (folder / name).exists()]
+        missing = [name for name in files if not (folder / name).exists() or (folder / name).is_dir()]
         if missing:
             raise CheckpointError(f"{folder}: {INDEX} names {missing[0]}, which is not there")
         return [folder / name for name in files]

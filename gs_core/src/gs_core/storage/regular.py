@@ -2,20 +2,22 @@
 
 import os
 import stat
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from gs_core.errors import CheckpointError
 
 
-def open_regular(path: Path, buffering: int = -1) -> BinaryIO:
-    """The file, opened to read bytes. Raises ``CheckpointError`` for a FIFO, device, socket or folder, ``OSError`` for
-    a file that cannot be opened."""
+def open_regular(path: Path) -> FileIO:
+    """The file, opened to read bytes without a buffer.
+
+    Raises ``CheckpointError`` for a FIFO, device, socket or folder, ``OSError`` for a file that cannot be opened.
+    """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise CheckpointError(f"{path}: a FIFO, device or folder, not a regular file; replace it by the file itself")
-    return os.fdopen(handle, "rb", buffering)
+    return FileIO(handle)
 
 
 def check_link(path: Path, folder: Path) -> None:

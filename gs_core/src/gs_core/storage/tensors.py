@@ -5,7 +5,7 @@ import mmap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import RawIOBase
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -48,16 +48,16 @@ class StoredTensor:
             self._fill(buffer, file)
 
     @contextmanager
-    def opened(self) -> Iterator[RawIOBase]:
+    def opened(self) -> Iterator[FileIO]:
         """The file, where the bytes begin: whatever reads them goes through here."""
         try:
-            with open_regular(self.path, buffering=0) as file:
+            with open_regular(self.path) as file:
                 file.seek(self.offset)
                 yield file
         except OSError as error:
             raise CheckpointError(f"{self.path}: {error.strerror or error}") from None
 
-    def _fill(self, buffer: memoryview, file: RawIOBase) -> None:
+    def _fill(self, buffer: memoryview, file: FileIO) -> None:
         while buffer:
             got = file.readinto(buffer)
             if not got:
