@@ -2,11 +2,21 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from gs_core import CalibrationError, CheckpointError, GoldenStickError, OutputError, PlanError, quantize
+from gs_core import (
+    CalibrationError,
+    CheckpointError,
+    GoldenStickError,
+    OutputError,
+    PlanError,
+    PluginError,
+    hookimpl,
+    quantize,
+)
 from gs_core.arrays import astype, from_raw
 from gs_core.storage import INDEX, Checkpoint, write_safetensors
 from gs_core.testing import ToyAdapter
@@ -125,3 +135,13 @@ def test_a_source_that_is_changed_meanwhile_is_another_model(run, toy, tmp_path)
     shutil.rmtree(toy)
     with pytest.raises(PlanError, match="no such model folder"):
         quantize(toy, "w8a8-rtn", tmp_path / "new", adapter=ToyAdapter())
+
+
+def test_a_plugin_that_returns_a_zero_scale_is_named_before_anything_is_written(run, tmp_path):
+    class Zeroing:
+        @hookimpl(wrapper=True)
+        def quantize(self):
+            return {name: replace(tensor, scale=tensor.scale * 0) for name, tensor in (yield).items()}
+
+    one_line(run, PluginError, r"'round' quantized blocks\.0\.\w+ wrongly: scales contain zero", plugins=[Zeroing()])
+    assert not list((tmp_path / "out").glob("*.safetensors"))
