@@ -105,7 +105,7 @@ def test_a_model_is_not_quantized_into_its_own_folder(run, toy, contents):
     ("given", "error", "message"),
     [
         ({"calibration": None}, PlanError, "level needs calibration data: pass --calibration PATH"),
-        ({"calibration": "absent.txt"}, CalibrationError, r"absent\.txt: no such calibration file or folder"),
+        ({"calibration": "absent.txt"}, PlanError, r"absent\.txt: no such calibration file or folder"),
         ({"samples": 1000}, CalibrationError, "gives 8 samples of 24 tokens, the recipe asks for 1000"),
         ({"seq_len": 1000}, PlanError, "calibration of 1000 tokens: the model takes at most 512"),
         ({"calibration": np.full((8, 24), 256)}, CalibrationError, "token ids run from 256 to 256, the model has 256"),

@@ -18,7 +18,7 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 SCHEMAS = {"pydantic", "yaml", "regex"}
-CORE = {"pluggy", "numpy", "array_api_compat", "ml_dtypes", "typer", "rich", "pydantic", "pytest"}
+CORE = {"pluggy", "numpy", "array_api_compat", "ml_dtypes", "typer", "rich", "pydantic", "pytest", "pyarrow"}
 OURS = {  # the rest: the core and the schemas
     "schemas": set(),
     "gs_core": {"gs_schemas"},
