@@ -363,6 +363,20 @@ class TestShifted(Adapter):
     }
 
 
+class TestFromTheStart(Adapter):
+    """Logits of the first positions, whichever were asked for."""
+
+    fails = {"test_logits_of_some_positions_are_those_of_all"}
+    faults = {
+        (
+            ToyModel,
+            "logits",
+        ): lambda model, tokens, last, windows=slice(None), positions=slice(None), of=ToyModel.logits: of(
+            model, tokens, last, windows
+        )[:, : None if positions.stop is None else positions.stop - positions.start]
+    }
+
+
 # --- formats -------------------------------------------------------------------------------------------------
 
 

@@ -284,6 +284,21 @@ class TestEval:
         assert (answer["model"], answer["against"]["model"]) == ("out", "toy")
         assert answer["ratio"] == answer["perplexity"] / answer["against"]["perplexity"]
         assert answer["ratio"] != 1
+        assert answer["divergence"] > 0
+        assert 0 < answer["top1_agreement"] <= 1
+        assert [sorted(block) for block in answer["blocks"]] == [
+            ["block", "divergence", "propagated_sqnr", "sqnr"],
+        ] * 3
+
+    def test_against_itself(self, gsq, toy):
+        result = gsq("eval", "toy", *self.arguments, "--against", "toy", "--json")
+
+        def refuse(name: str) -> None:
+            raise AssertionError(f"{name} is no JSON")
+
+        answer = json.loads(result.stdout, parse_constant=refuse)
+        assert (answer["divergence"], answer["top1_agreement"], answer["notes"]) == (0, 1, [])
+        assert {(block["sqnr"], block["divergence"]) for block in answer["blocks"]} == {(None, 0)}
 
     def test_for_people(self, gsq, out):
         answer = json.loads(gsq("eval", "out", *self.arguments, "--against", "toy", "--json").stdout)
@@ -293,6 +308,12 @@ class TestEval:
         more = "higher" if answer["ratio"] > 1 else "lower"
         change = f"perplexity is {100 * abs(answer['ratio'] - 1):.2f} % {more} than the original's"
         assert lines[5] == f"ratio {answer['ratio']:.5f}: {change}"
+        assert lines[6].startswith(f"divergence {answer['divergence']:.5f} ± ")
+        assert lines[7] == f"top-1 agreement {100 * answer['top1_agreement']:.2f} %"
+        assert lines[9].split() == ["block", "SQNR", "dB", "propagated", "dB", "divergence"]
+        block = answer["blocks"][0]
+        figures = [f"{block['sqnr']:.1f}", f"{block['propagated_sqnr']:.1f}", f"{block['divergence']:.5f}"]
+        assert lines[11].split() == [block["block"], *figures]
 
     @pytest.mark.parametrize(
         ("changed", "line"),

@@ -125,7 +125,7 @@ def test_what_a_map_keeps_of_a_range_is_written_and_computed(run, toy, tmp_path,
 
 def test_an_algorithm_may_ask_what_would_be_dropped(run, clipping):
     report = run(**clipping).data
-    assert report["notes"] == []
+    assert not [note for note in report["notes"] if "was dropped" in note]
     assert [r["refusals"] for r in report["records"]] == [[f"blocks.{n}.down keeps 0.25", None] for n in range(3)]
 
 

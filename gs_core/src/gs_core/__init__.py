@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gs_core.api import plan, quantize
     from gs_core.arrays import Array, namespace
+    from gs_core.divergence import BlockComparison, Comparison, compare
     from gs_core.errors import (
         CalibrationError,
         CheckpointError,
@@ -59,6 +60,7 @@ __all__ = [
     "Allocator",
     "Array",
     "Block",
+    "BlockComparison",
     "CacheInfo",
     "CacheNumbers",
     "CalibrationError",
@@ -66,6 +68,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointFormat",
     "Choice",
+    "Comparison",
     "Data",
     "Evaluation",
     "Finished",
@@ -91,6 +94,7 @@ __all__ = [
     "SiteTransform",
     "StaticInput",
     "Strict",
+    "compare",
     "evaluate",
     "hookimpl",
     "namespace",
@@ -102,6 +106,7 @@ _HOMES = {
     "gs_schemas": ("QuantizationArgs", "QuantizationScheme", "Recipe", "Strict"),
     "gs_core.api": ("plan", "quantize"),
     "gs_core.arrays": ("Array", "namespace"),
+    "gs_core.divergence": ("BlockComparison", "Comparison", "compare"),
     "gs_core.evaluation": ("Evaluation", "evaluate"),
     "gs_core.hookspecs": ("hookimpl",),
     "gs_core.linear_map": ("LinearMap",),

@@ -1,5 +1,6 @@
 """Perplexity of a folder, float or quantized, one block in memory at a time."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import numpy as np
 from gs_core import calibration
 from gs_core.api import Opened, Source, open_source
 from gs_core.arrays import RawTensor, to_raw
-from gs_core.errors import CalibrationError, PlanError
-from gs_core.interfaces import Adapter, Block, OnSite, StaticInput
+from gs_core.comparing import is_finite
+from gs_core.errors import CalibrationError, CheckpointError, PlanError
+from gs_core.interfaces import Adapter, Batch, Block, OnSite, StaticInput
 from gs_core.linear_map import LinearMap
 from gs_core.stages import Progress
 from gs_core.watching import Cached, fake_quantizer
@@ -45,34 +47,78 @@ def evaluate(
     model: a folder or a live model. text: any source of ``gs_core.calibration.load``. tokenizer: replaces the model's.
 
     A quantized folder is computed as its numbers say: dequantized weights, activations and caches quantized at run
-    time or with the stored scales. Raises ``CalibrationError`` when the text is too short.
+    time or with the stored scales. Raises ``CalibrationError`` when the text is too short, ``CheckpointError`` when a
+    block or the predictions are not finite.
     """
     text = calibration.locate(text)
-    opened = open_source(model, device, adapter, trust_remote_code)
-    tokens = _windows(text, windows, seq_len, opened.model if tokenizer is None else tokenizer)
-    calibration.check(tokens, opened.model.vocabulary())
-    limit = opened.model.max_tokens()
-    if limit is not None and seq_len > limit:
-        raise PlanError([f"windows of {seq_len} tokens: the model takes at most {limit}; lower --seq-len"])
-    batches = calibration.batches(tokens)
-    states: list[dict[str, RawTensor] | None] = [None] * len(batches)
-    blocks = len(opened.model.blocks)
+    running = Running(model, device, adapter, trust_remote_code)
+    batches = running.batches(text, windows, seq_len, tokenizer)
+    states: list[State] = [None] * len(batches)
+    blocks = len(running.blocks)
     for index in range(blocks):
         progress("evaluate", index, blocks)
-        block = opened.model.block(index, (batches[0], states[0]))
-        block.online = online(block, opened)
-        on_site = _on_site(block, opened)
-        for number, batch in enumerate(batches):
-            outputs = block.run(batch, states[number], on_site)
-            states[number] = {name: to_raw(array) for name, array in outputs.items()}
+        block = running.block(index, (batches[0], states[0]))
+        states = [block(batch, state) for batch, state in zip(batches, states, strict=True)]
     progress("evaluate", blocks, blocks)
-    losses = [opened.model.losses(batch, state or {}) for batch, state in zip(batches, states, strict=True)]
-    mean = float(np.mean(np.concatenate(losses)))
-    found = [numbers.scheme for numbers in opened.numbers.values()]
-    found += [QuantizationScheme(kv_cache=numbers.args) for numbers in opened.caches.values()]
-    schemes = sorted({scheme.describe() for scheme in found})
-    name = str(model) if isinstance(model, str | Path) else opened.model.name
-    return Evaluation(name, float(np.exp(mean)), windows, seq_len, "; ".join(schemes) or "float")
+    losses = [running.model.losses(batch, state or {}) for batch, state in zip(batches, states, strict=True)]
+    return running.evaluation(np.concatenate(losses))
+
+
+State = Mapping[str, RawTensor] | None
+"""The output of a block for one batch; None before the first block."""
+RunBlock = Callable[[np.ndarray, State], dict[str, RawTensor]]
+
+
+class Running:
+    """A model that is run block by block, one block in memory, as an engine computes it."""
+
+    def __init__(self, source: Source, device: str, adapter: str | Adapter | None, trust_remote_code: bool = False):
+        self.opened = open_source(source, device, adapter, trust_remote_code)
+        self.model = self.opened.model
+        self.name = str(source) if isinstance(source, str | Path) else self.model.name
+
+    @property
+    def blocks(self) -> Sequence[str]:
+        return self.model.blocks
+
+    def batches(self, text: Any, windows: int, seq_len: int, tokenizer: Any) -> list[np.ndarray]:
+        """The first windows of a text, int64 ``(batch, seq_len)`` each. tokenizer: None for the model's own."""
+        tokens = _windows(text, windows, seq_len, self.model if tokenizer is None else tokenizer)
+        calibration.check(tokens, self.model.vocabulary())
+        limit = self.model.max_tokens()
+        if limit is not None and seq_len > limit:
+            raise PlanError([f"windows of {seq_len} tokens: the model takes at most {limit}; lower --seq-len"])
+        return calibration.batches(tokens)
+
+    def block(self, index: int, probe: Batch) -> RunBlock:
+        """Load a block; returns the function that runs it. It raises ``CheckpointError`` when the output is not
+        finite."""
+        block = self.model.block(index, probe)
+        block.online = online(block, self.opened)
+        on_site = _on_site(block, self.opened)
+
+        def run(tokens: np.ndarray, previous: State) -> dict[str, RawTensor]:
+            outputs = block.run(tokens, previous, on_site)
+            if not is_finite(outputs["hidden"]):
+                raise CheckpointError(
+                    f"{self.name}: the output of {block.name} contains NaN or infinity; the blocks before it are "
+                    "finite. Check the weights and scales of this block, and quantize the model again"
+                )
+            return {name: to_raw(array) for name, array in outputs.items()}
+
+        return run
+
+    def evaluation(self, losses: np.ndarray) -> Evaluation:
+        """Perplexity from the losses of every token, float64 ``(windows, seq_len - 1)``."""
+        if not np.isfinite(losses).all():
+            raise CheckpointError(
+                f"{self.name}: the predictions contain NaN or infinity, but the output of every block is finite. "
+                "Check the weights outside the blocks: the last norm and the head"
+            )
+        found = [numbers.scheme for numbers in self.opened.numbers.values()]
+        found += [QuantizationScheme(kv_cache=numbers.args) for numbers in self.opened.caches.values()]
+        scheme = "; ".join(sorted({scheme.describe() for scheme in found})) or "float"
+        return Evaluation(self.name, float(np.exp(losses.mean())), len(losses), losses.shape[1] + 1, scheme)
 
 
 def _windows(text: Any, windows: int, seq_len: int, tokenizer: Any) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gs_core import memory
+from gs_core import bad_layers, memory
 from gs_core.journal import REPORT, Journal
 from gs_core.planning import Plan
 from gs_core.storage import file_digest, write_json
@@ -48,7 +48,12 @@ def write(plan: Plan, journal: Journal, tokens: np.ndarray | None, files: list[s
         "layers": layers,
         **({"caches": caches} if caches else {}),
         "records": [facts for record in journal.records for facts in record["records"]],
-        "notes": [*plan.notes, *plan.warnings, *(note for record in journal.records for note in record["notes"])],
+        "notes": [
+            *bad_layers.notes_on(plan, layers),
+            *plan.notes,
+            *plan.warnings,
+            *(note for record in journal.records for note in record["notes"]),
+        ],
         "files": sorted({*weights, *files, REPORT}),
         "sha256": dict(sorted(digests.items())),
         "run": {

@@ -16,6 +16,7 @@ from gs_core import CacheInfo, CheckpointError, LayerInfo, LinearMap, Model, Sit
 from gs_core.arrays import RawTensor
 from gs_core.calibration import WrappedTokenizer
 from gs_core.interfaces import Batch
+from gs_core.interfaces.model import ALL
 from gs_core.known_folds import Folds
 from gs_core.products import rough_products
 from gs_core.storage import INDEX, Checkpoint, Tensor, check_float, check_link
@@ -32,7 +33,6 @@ from gs_hf.tokenizer import load_tokenizer
 from gs_hf.weights import Weights
 
 NOT_CARRIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx", ".ckpt")
-LOGIT_BYTES = 256 * 2**20
 
 
 class HFModel(Model):
@@ -191,22 +191,16 @@ class HFModel(Model):
         limit = getattr(config.get_text_config(), "max_position_embeddings", None) if config else None
         return int(limit) if isinstance(limit, int) and limit > 0 else None
 
-    def losses(self, tokens: np.ndarray, last: Mapping[str, RawTensor]) -> np.ndarray:
+    def logits(
+        self, tokens: np.ndarray, last: Mapping[str, RawTensor], windows: slice = ALL, positions: slice = ALL
+    ) -> np.ndarray:
         assert self.runner is not None
         outputs = take_up(last, self.device)
         assert outputs is not None
+        part = {name: array if name == "length" else array[windows] for name, array in outputs.items()}
         if self.residual is not None:  # the head is rotated only where it is written
-            outputs["hidden"] = self.residual.rotation.undo(outputs["hidden"])
-        per_row = max(1, LOGIT_BYTES // (4 * self.vocabulary() * tokens.shape[1]))
-        found = []
-        for start in range(0, len(tokens), per_row):
-            part = {k: v[start : start + per_row] if k != "length" else v for k, v in outputs.items()}
-            rows = tokens[start : start + per_row]
-            logits = self.runner.head(rows, part).float()
-            targets = torch.from_numpy(rows[:, 1:].copy()).to(logits.device)
-            loss = F.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none")
-            found.append(loss.double().cpu().numpy().reshape(len(rows), -1))
-        return np.concatenate(found)
+            part["hidden"] = self.residual.rotation.undo(part["hidden"])
+        return self.runner.head(tokens[windows], part, positions).float().cpu().numpy()
 
     def loss_gradient(self, tokens: np.ndarray, last: Mapping[str, RawTensor], seed: int) -> dict[str, torch.Tensor]:
         assert self.runner is not None

@@ -7,6 +7,7 @@ wanted one computes; then the forward is abandoned.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -77,20 +78,29 @@ class Runner:
 
         return [t for t in _tensors(self._call(tokens, stop)) if not isinstance(t, torch.nn.Parameter)]
 
-    def head(self, tokens: np.ndarray, last: Outputs) -> torch.Tensor:
-        """Logits, ``(batch, seq_len, vocabulary)``, from the last block's output; differentiated where that is."""
+    def head(self, tokens: np.ndarray, last: Outputs, positions: slice = slice(None)) -> torch.Tensor:
+        """Logits, ``(batch, positions, vocabulary)``, from the last block's output; differentiated where that is.
+
+        A model with transformers' argument ``logits_to_keep`` computes no other positions.
+        """
         if self.whole:
-            return last["hidden"]
+            return last["hidden"][:, positions]
+        options = {}
+        if positions != slice(None) and "logits_to_keep" in signature(type(self.module).forward).parameters:
+            options["logits_to_keep"] = torch.arange(tokens.shape[1], device=self.device)[positions]
         with torch.set_grad_enabled(last["hidden"].requires_grad):
-            return self._end(tokens, [unflatten(last)] * len(self.blocks))
+            found = self._end(tokens, [unflatten(last)] * len(self.blocks), options)
+        return found if options else found[:, positions]
 
     @torch.no_grad()
     def end(self, tokens: np.ndarray, answers: Sequence[Any]) -> torch.Tensor:
         """Logits, when the blocks return ``answers``."""
         return self._end(tokens, answers)
 
-    def _end(self, tokens: np.ndarray, answers: Sequence[Any]) -> torch.Tensor:
-        return _first_tensor(self._call(tokens, lambda number, call: answers[number]))
+    def _end(
+        self, tokens: np.ndarray, answers: Sequence[Any], options: Mapping[str, Any] | None = None
+    ) -> torch.Tensor:
+        return _first_tensor(self._call(tokens, lambda number, call: answers[number], options=options))
 
     @torch.no_grad()
     def enters(self, module: torch.nn.Module, tokens: np.ndarray, last: Outputs) -> torch.Tensor:
@@ -106,11 +116,17 @@ class Runner:
         finally:
             handle.remove()
 
-    def _call(self, tokens: np.ndarray, compute: Callable[[int, partial], Any], cache: Any = None) -> Any:
+    def _call(
+        self,
+        tokens: np.ndarray,
+        compute: Callable[[int, partial], Any],
+        cache: Any = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Any:
         for number, block in enumerate(self.blocks):
             block.forward = _standing(block, number, compute)
         try:
-            return self._forward(tokens, cache)
+            return self._forward(tokens, cache, options)
         except Finished as finished:
             finished.__traceback__ = None  # its frames hold every tensor of the forward
             return finished.output
@@ -118,9 +134,9 @@ class Runner:
             for block in self.blocks:
                 del block.forward
 
-    def _forward(self, tokens: np.ndarray, cache: Any = None) -> Any:
+    def _forward(self, tokens: np.ndarray, cache: Any = None, options: Mapping[str, Any] | None = None) -> Any:
         ids = torch.from_numpy(np.ascontiguousarray(tokens)).to(self.device)
-        options = {"use_cache": False} if hasattr(self.module, "config") else {}
+        options = ({"use_cache": False} if hasattr(self.module, "config") else {}) | dict(options or {})
         try:
             return self.module(ids, **options | ({"past_key_values": cache} if cache is not None else {}))
         except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError) as error:

@@ -13,6 +13,7 @@ from gs_core import CalibrationError, LayerInfo, Model
 from gs_core.arrays import RawTensor
 from gs_core.errors import reason
 from gs_core.interfaces import Batch
+from gs_core.interfaces.model import ALL
 from gs_core.known_folds import Folds
 from gs_core.storage import StoredTensor, Tensor, check_link
 from gs_mindformers.block import MFBlock
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from gs_mindformers.network import Running
 
 NOT_CARRIED = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
-LOGIT_BYTES = 256 * 2**20
 
 
 @dataclass
@@ -130,23 +130,15 @@ class MFModel(Model):
     def max_tokens(self) -> int | None:
         return self.facts.length
 
-    def losses(self, tokens: np.ndarray, last: Mapping[str, RawTensor]) -> np.ndarray:
-        per_row = max(1, LOGIT_BYTES // (4 * self.vocabulary() * tokens.shape[1]))
-        found = []
-        for start in range(0, len(tokens), per_row):
-            rows = tokens[start : start + per_row]
-            logits = self._logits(rows, last, start).astype(np.float64)[:, :-1]
-            largest = logits.max(axis=-1, keepdims=True)
-            total = largest[..., 0] + np.log(np.exp(logits - largest).sum(axis=-1))
-            found.append(total - np.take_along_axis(logits, rows[:, 1:, None], axis=-1)[..., 0])
-        return np.concatenate(found)
-
-    def _logits(self, rows: np.ndarray, last: Mapping[str, RawTensor], start: int) -> np.ndarray:
+    def logits(
+        self, tokens: np.ndarray, last: Mapping[str, RawTensor], windows: slice = ALL, positions: slice = ALL
+    ) -> np.ndarray:
         from gs_mindformers.running import flatten, put_down, take_up
 
         outputs = flatten(take_up(last))
-        part = {k: v if k == "length" else v[start : start + len(rows)] for k, v in outputs.items()}
+        part = {k: v if k == "length" else v[windows] for k, v in outputs.items()}
         if self._blocks == [""]:
-            return part["hidden"]
+            return part["hidden"][:, positions]
         running = self.running()
-        return running.runner.end(rows, [take_up(put_down(part))] * len(self._blocks), running.outside)
+        answers = [take_up(put_down(part))] * len(self._blocks)
+        return running.runner.end(tokens[windows], answers, running.outside)[:, positions]

@@ -1,7 +1,8 @@
-"""``gsq eval``: perplexity, and what quantization costs of it."""
+"""``gsq eval``: perplexity, and with ``--against`` how far predictions are from the float model's."""
 
+import math
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +11,7 @@ from gs_core.cli.errors import one_line_errors
 from gs_core.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
+    from gs_core.divergence import Comparison
     from gs_core.evaluation import Evaluation
 
 
@@ -20,51 +22,97 @@ def evaluate(
     seq_len: Annotated[int, typer.Option(min=2, metavar="L", help="Tokens in a window.")] = 256,
     windows: Annotated[int, typer.Option(min=1, metavar="N", help="How many windows, from the start.")] = 64,
     against: Annotated[
-        str | None, typer.Option(metavar="ORIGINAL", help="Measure this folder too, and compare.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="FLOAT",
+            help="Compare with the predictions of this float model, block by block.",
+            show_default=False,
+        ),
     ] = None,
     device: Device = "cpu",
     adapter: Adapter = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure perplexity, of float and quantized folders alike. Lower is better."""
-    folders = [name for name in (against, model) if name is not None]
-    found = [_measure(name, text, seq_len, windows, device, adapter, trust_remote_code) for name in folders]
-    ratio = found[-1].perplexity / found[0].perplexity
-    if as_json:
-        answer: dict[str, Any] = asdict(found[-1])
-        if against is not None:
-            answer |= {"against": asdict(found[0]), "ratio": ratio}
-        print_json(answer)
-        return
-    print_table(
-        ["model", "numbers", "perplexity"],
-        [[e.model, e.scheme, f"{e.perplexity:.4f}"] for e in found],
-        right=["perplexity"],
-    )
-    typer.echo()
-    if against is not None:
-        typer.echo(f"ratio {ratio:.5f}: {_verdict(ratio)}")
-    typer.echo(f"{windows} windows of {seq_len} tokens of {text}")
-
-
-def _measure(
-    model: str, text: str, seq_len: int, windows: int, device: str, adapter: str | None, trust_remote_code: bool
-) -> "Evaluation":
+    """Measure perplexity, and the divergence from a float model. Lower is better."""
     from gs_core.cli.progress import watching
+    from gs_core.divergence import compare
     from gs_core.evaluation import evaluate
 
     with watching(f"evaluating {model}") as progress:
-        return evaluate(
-            model,
-            text,
-            seq_len=seq_len,
-            windows=windows,
-            device=device,
-            adapter=adapter,
-            trust_remote_code=trust_remote_code,
-            progress=progress,
-        )
+        if against is None:
+            found = evaluate(
+                model,
+                text,
+                seq_len=seq_len,
+                windows=windows,
+                device=device,
+                adapter=adapter,
+                trust_remote_code=trust_remote_code,
+                progress=progress,
+            )
+        else:
+            compared = compare(
+                model,
+                against,
+                text,
+                seq_len=seq_len,
+                windows=windows,
+                device=device,
+                adapter=adapter,
+                trust_remote_code=trust_remote_code,
+                progress=progress,
+            )
+    if as_json:
+        print_json(asdict(found) if against is None else comparison_data(compared))
+    elif against is None:
+        _print_perplexities(found)
+        typer.echo()
+    else:
+        _print_comparison(compared)
+    if not as_json:
+        typer.echo(f"{windows} windows of {seq_len} tokens of {text}")
+
+
+def comparison_data(found: "Comparison") -> dict[str, object]:
+    """A comparison as plain data for JSON: a signal to noise ratio that is infinite is None."""
+    data = asdict(found)
+    model = data.pop("model")
+    for block in data["blocks"]:
+        block.update({name: None for name, value in block.items() if value == math.inf})
+    return {**model, "ratio": found.ratio, **data}
+
+
+def _print_perplexities(*found: "Evaluation") -> None:
+    rows = [[e.model, e.scheme, f"{e.perplexity:.4f}"] for e in found]
+    print_table(["model", "numbers", "perplexity"], rows, right=["perplexity"])
+
+
+def _print_comparison(found: "Comparison") -> None:
+    _print_perplexities(found.against, found.model)
+    typer.echo()
+    error = "" if found.standard_error is None else f" ± {found.standard_error:.2g}"
+    typer.echo(f"ratio {found.ratio:.5f}: {_verdict(found.ratio)}")
+    typer.echo(f"divergence {found.divergence:.5f}{error} nats per token, 99th percentile {found.divergence_p99:.4f}")
+    typer.echo(f"top-1 agreement {100 * found.top1_agreement:.2f} %")
+    typer.echo()
+    rows = [
+        [block.block, _decibels(block.sqnr), _decibels(block.propagated_sqnr), _nats(block.divergence)]
+        for block in found.blocks
+    ]
+    headers = ["block", "SQNR dB", "propagated dB", "divergence"]
+    print_table(headers, rows, right=headers[1:])
+    typer.echo()
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+
+
+def _decibels(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _nats(value: float | None) -> str:
+    return "–" if value is None else f"{value:.5f}"
 
 
 def _verdict(ratio: float) -> str:

@@ -60,4 +60,5 @@ def _table(headers: Sequence[str], rows: Iterable[Sequence[str]], right: Sequenc
 
 
 def print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print JSON. Raises ``ValueError`` for NaN and infinity, which JSON does not have."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))

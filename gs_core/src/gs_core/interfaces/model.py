@@ -13,10 +13,12 @@ from gs_core.errors import CalibrationError
 from gs_core.interfaces.layers import CacheInfo, Layer, LayerInfo, Site
 from gs_core.interfaces.transforms import Fold, OnSite, Transform
 from gs_core.linear_map import LinearMap
+from gs_core.predictions import cross_entropy, cut, tiles
 from gs_core.storage import Checkpoint, Tensor
 
 Batch = tuple[np.ndarray, "Mapping[str, RawTensor] | None"]
 """Token ids, int64 ``(batch, seq_len)``, and what the block before returned for them (None for the first)."""
+ALL = slice(None)
 
 
 class Block(ABC):
@@ -177,8 +179,31 @@ class Model(ABC):
         raise ValueError("this adapter rotates no residual stream")
 
     @abstractmethod
+    def logits(
+        self, tokens: np.ndarray, last: Mapping[str, RawTensor], windows: slice = ALL, positions: slice = ALL
+    ) -> np.ndarray:
+        """Logits of the next token, from the last block's output.
+
+        Args:
+            tokens: int64 ``(batch, seq_len)``.
+            last: the output of the last block for these tokens.
+            windows: the rows of ``tokens`` to predict for.
+            positions: the positions of each row to predict for.
+
+        Returns:
+            float32 ``(windows, positions, vocabulary)``.
+        """
+
     def losses(self, tokens: np.ndarray, last: Mapping[str, RawTensor]) -> np.ndarray:
         """Next-token cross entropy in nats, float64 ``(batch, seq_len - 1)``, from the last block's output."""
+        found = np.empty((tokens.shape[0], tokens.shape[1] - 1))
+        for windows, positions in tiles(*found.shape, self.vocabulary()):
+            logits = self.logits(tokens, last, windows, positions)
+            targets, losses = tokens[:, 1:][windows, positions].reshape(-1), np.empty(logits.shape[0] * logits.shape[1])
+            for part, (predicted,) in cut(logits.reshape(-1, logits.shape[-1])):
+                losses[part] = cross_entropy(predicted, targets[part])
+            found[windows, positions] = losses.reshape(logits.shape[:2])
+        return found
 
     def loss_gradient(self, tokens: np.ndarray, last: Mapping[str, RawTensor], seed: int) -> dict[str, Array]:
         """The gradient at ``hidden`` of the last block's output, of the sum of the losses of next tokens that are drawn

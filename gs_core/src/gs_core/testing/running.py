@@ -85,6 +85,14 @@ class RunningSuite(OpenedSuite):
             block.layers[name].set_weight(weight)
         assert channel_error(forward(block, batch), given) < self.tolerance
 
+    def test_logits_of_some_positions_are_those_of_all(self, model: Model, tokens: np.ndarray) -> None:
+        last = self.last(model, tokens)
+        logits = model.logits(tokens, last)
+        assert logits.dtype == np.float32
+        assert logits.shape == (*tokens.shape, model.vocabulary())
+        part = slice(1, None), slice(1, 3)
+        assert np.allclose(model.logits(tokens, last, *part), logits[part], rtol=self.tolerance, atol=self.tolerance)
+
     def test_losses_are_those_of_the_next_token(self, model: Model, tokens: np.ndarray) -> None:
         losses = self.losses(model, tokens)
         assert losses.dtype == np.float64

@@ -21,6 +21,7 @@ import numpy as np
 from gs_core.arrays import Array, RawTensor, astype, from_raw, namespace, to_raw
 from gs_core.errors import CheckpointError, PlanError
 from gs_core.interfaces import Adapter, Batch, CacheInfo, LayerInfo, Model, Site
+from gs_core.interfaces.model import ALL
 from gs_core.linear_map import LinearMap
 from gs_core.storage import Checkpoint, Tensor
 from gs_core.testing.toy_arithmetic import rms_norm
@@ -146,12 +147,11 @@ class ToyModel(Model):
     def nbytes(self) -> int:
         return self.checkpoint.nbytes
 
-    def losses(self, tokens: np.ndarray, last: Mapping[str, RawTensor]) -> np.ndarray:
-        hidden = rms_norm(from_raw(last["hidden"]), self.read("norm.weight"))
-        logits = (hidden @ self.read("lm_head.weight").T)[:, :-1].astype(np.float64)
-        largest = logits.max(axis=-1, keepdims=True)
-        total = largest[..., 0] + np.log(np.exp(logits - largest).sum(axis=-1))
-        return total - np.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+    def logits(
+        self, tokens: np.ndarray, last: Mapping[str, RawTensor], windows: slice = ALL, positions: slice = ALL
+    ) -> np.ndarray:
+        hidden = rms_norm(from_raw(last["hidden"])[windows, positions], self.read("norm.weight"))
+        return hidden @ self.read("lm_head.weight").T
 
     def loss_gradient(self, tokens: np.ndarray, last: Mapping[str, RawTensor], seed: int) -> dict[str, Array]:
         hidden: Any = self.wide(from_raw(last["hidden"])).requires_grad_()

@@ -1,0 +1,58 @@
+"""Layers whose quantization error is far above their scheme's usual one, and advice for the recipe."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gs_core.planning import Plan, Row
+from gs_schemas import SCHEMES, QuantizationScheme
+
+MAX_ERROR = {2: 0.5, 3: 0.25, 4: 0.1, 5: 0.05, 6: 0.03, 7: 0.02, 8: 0.02}
+"""Largest relative squared error of a layer's output that is unremarkable, by the fewest bits of its scheme.
+
+Several times the largest error that presets leave in the layers of the bundled models, SmolLM2 and a model of Gemma 3's
+shape: 0.4 % at eight bits.
+"""
+
+
+def notes_on(plan: Plan, layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each bad layer, the worst first, with the lines of a recipe that treat it better.
+
+    layers: the report's rows, with ``layer`` and ``error``.
+    """
+    rows = {row.layer.name: row for row in plan.rows}
+    return [
+        f"{layer['layer']}: large {layer['error_of']} error, {_percent(layer['error'])}; {layer['scheme']} usually "
+        f"leaves less than {_percent(max_error(scheme))}. {_advice(plan, rows[layer['layer']], scheme)}"
+        for layer in sorted(layers, key=lambda layer: -layer["error"])
+        if (scheme := rows[layer["layer"]].scheme) is not None and layer["error"] > max_error(scheme)
+    ]
+
+
+def max_error(scheme: QuantizationScheme) -> float:
+    """The largest unremarkable error of a layer with this scheme."""
+    bits = min(args.bits for args in (scheme.weights, scheme.inputs) if args is not None)
+    return MAX_ERROR[min(8, max(2, bits))]
+
+
+def _advice(plan: Plan, row: Row, scheme: QuantizationScheme) -> str:
+    """Lines for the recipe. Layers that share an input are treated alike: engines fuse them and want one scheme."""
+    sharing = [other.layer.name for other in plan.rows if other.layer.site == row.layer.site and other.scheme]
+    keep = f"add to ignore, which keeps it in floating point: [{', '.join(sharing)}]"
+    finer = next((name for name in _finer(scheme) if not plan.format.unsupported(row.layer, SCHEMES[name])), None)
+    if finer is None:
+        return f"In the recipe, {keep}"
+    entries = ", ".join(f"{{match: {name}, scheme: {finer}}}" for name in sharing)
+    return f"In the recipe, add to overrides: [{entries}]. Or {keep}"
+
+
+def _finer(scheme: QuantizationScheme) -> list[str]:
+    """Presets with a smaller error, the nearest first."""
+    if scheme.inputs is None:
+        return ["W8A16"] if scheme.weights is not None and scheme.weights.bits < 8 else []
+    if scheme.inputs.bits < 8:
+        return ["W8A8"]
+    return ["W8A16"] if scheme.inputs.dynamic else ["W8A8", "W8A16"]
+
+
+def _percent(error: float) -> str:
+    return f"{100 * error:.2g} %"
