@@ -5,9 +5,10 @@ conditions: plain rounding 14.84 and llm-compressor's GPTQ 14.72 at W4A16; llm-c
 model with outliers, where rounding gives 15.24 with dynamic and 20.5 with static activations.
 """
 
+import numpy as np
 import pytest
 
-from gs_core import evaluate
+from gs_core import compare, evaluate
 
 FLOAT = 14.627
 
@@ -49,6 +50,17 @@ def test_the_divergence_of_a_recipe(exported, data, engine, windows, model, reci
     found = engine("transformers_divergence.py", exported(model, recipe), data.model(model), windows)["divergence"]
     print(f"{model} {recipe}: {found:.2e}, at most {limit:.2e}")
     assert 0 < found <= limit
+
+
+@pytest.mark.parametrize("recipe", ["w4a16-rtn", "w8a8-rtn"])
+def test_our_divergence_and_perplexity_are_those_of_transformers(exported, data, engine, windows, tmp_path, recipe):
+    few = np.load(windows)[:8]
+    np.save(tmp_path / "few.npy", few)
+    folder, model = exported("tiny-llama", recipe), data.model("tiny-llama")
+    wanted = engine("transformers_divergence.py", folder, model, tmp_path / "few.npy")
+    found = compare(folder, model, few.reshape(-1), seq_len=few.shape[1], windows=len(few))
+    assert found.divergence == pytest.approx(wanted["divergence"], rel=0.01)
+    assert found.model.perplexity == pytest.approx(wanted["perplexity"], rel=5e-4)
 
 
 @pytest.mark.slow

@@ -10,10 +10,12 @@ from gs_core import plan
 from gs_schemas import RECIPES, Recipe
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
+import accuracy
 from measuring import lines_of, table
 from peers import OURS, PEERS
 from rows import ROWS, SCHEMES_AND_ALGORITHMS, SPEED
 from run import sections
+from tested_models import MODELS
 
 NAMED = [
     *(
@@ -38,6 +40,22 @@ def test_our_recipe_can_be_carried_out(data, name):
     asked = SCHEMES_AND_ALGORITHMS.get(name)
     recipe = Recipe.parse(asked) if asked else RECIPES[name]
     assert plan(data.model("tiny-llama"), recipe, calibration=data.calibration).recipe == recipe
+
+
+def test_what_is_measured_again_replaces_the_cells_of_that_model_alone():
+    old = dict.fromkeys(accuracy.HEADER, "old") | {"row": "KV int8", "by": OURS, "recipe": "kv8"}
+    other = old | {"recipe": "gone"}
+    known = accuracy._known([list(old.values()), list(other.values()), ["a", "page", "of", "other", "columns"]])
+    assert list(known) == [("KV int8", OURS, "kv8")], "recipes that are no longer measured are dropped"
+    new = known["KV int8", OURS, "kv8"] | {"SmolLM2-135M KL × 1000": "1.23"}
+    page = accuracy._section({("KV int8", OURS, "kv8"): new})
+    (line,) = lines_of(page)
+    cells = dict(zip(accuracy.HEADER, line, strict=True))
+    assert (cells["SmolLM2-135M KL × 1000"], cells["tiny-llama KL × 1000"]) == ("1.23", "old")
+
+
+def test_divergence_comes_first_for_every_model():
+    assert [name.removesuffix(" KL × 1000") for name in accuracy.HEADER[3 : 3 + len(MODELS)]] == list(MODELS)
 
 
 def test_a_page_is_read_as_it_was_written():

@@ -1,90 +1,127 @@
-"""Perplexity, CPU seconds and peak memory of this project and its peers, row by row from the same tokens."""
+"""Divergence, perplexity, CPU seconds and memory of this project and its peers, row by row from the same tokens."""
 
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from measuring import HERE, Run, ours, table
-from peers import OURS, PEERS, perplexity, quantize
+from measuring import ours, table
+from peers import OURS, PEERS, divergence, quantize
 from rows import ROWS, SLOW
+from tested_models import DATA, MODELS
 
-DATA = HERE.parent / "data"
-MODELS = ("tiny-llama", "tiny-llama-outliers")
-HEADER = ("row", "by", "recipe", *MODELS, "CPU s, whole process", "CPU s, quantizing", "peak MiB")
-KEY = 3  # columns that name a line
+NAMES = ("row", "by", "recipe")
+FIGURES = ("KL × 1000", "perplexity", "CPU s", "peak MiB")
+HEADER = (*NAMES, *(f"{model} {figure}" for figure in FIGURES for model in MODELS))
+NONE = "–"
 WHAT = (
-    "Perplexity on 64 windows of 256 tokens; calibration on the same 128 × 256 tokens for all, each tool with its own "
-    "defaults and in an environment of its own. Every tool writes a folder, which is opened again and computes in "
-    "float32: by transformers with compressed-tensors where it is of that format (ours, llm-compressor, AutoRound), by "
-    "transformers with GPTQModel, by AMD Quark's import, and by this project where a format is for NPUs alone "
-    "(flatquant). Seconds and memory are of quantizing and writing the folder, "
-    "the mean of both models; a first run of each peer, which compiles what it compiles once, is not counted.\n\n"
+    "*KL × 1000* is the divergence (Kullback-Leibler) of the predictions from the float model's, in thousandths of a "
+    "nat per token; lower is better. The bundled models are calibrated on 128 × 256 tokens and measured on 64 windows "
+    "of 256; SmolLM2-135M and the random model of Gemma 3's shape, whose hidden sizes are larger, on 32 × 256 and 32 "
+    "windows. The tokens are the same for all tools. Groups of 128 are groups of 64 on SmolLM2, whose hidden size is "
+    "576. Each tool has its own defaults and an environment of its own. Every tool writes a folder, which is opened "
+    "again and computes in float32: by transformers with compressed-tensors where it is of that format (ours, "
+    "llm-compressor, AutoRound), by transformers with GPTQModel, by AMD Quark's import, and by this project where a "
+    "format is for NPUs alone (flatquant). Seconds and memory are of quantizing and writing the folder; a first run of "
+    "each peer, which compiles what it compiles once, is not counted. The model of Gemma 3's shape is measured at "
+    "eight bits alone.\n\n"
     "What was done so that all could run: llm-compressor's AWQ pins memory for an accelerator, which is left out; AMD "
     "Quark's SmoothQuant has alpha 0.5 and its rotations are R1, R2 and R4, better here than its defaults; its "
     "three-bit weights are written as floats, because packing them fails on layers with two groups to a row.\n\n"
 )
-Line = list[str]
+Line = dict[str, str]
+"""Cells by the names of their columns."""
 
 
 def measure(
-    work: Path, rows: Collection[str], tools: Collection[str], full: bool, jobs: int, known: list[Line]
+    work: Path,
+    rows: Collection[str],
+    tools: Collection[str],
+    models: Sequence[str],
+    full: bool,
+    jobs: int,
+    known: list[list[str]],
 ) -> Iterator[str]:
-    """The section, again after each line: what is measured now in place of what was ``known``. ``full``: the slow
-    recipes too. ``jobs``: 2 measures both models at once."""
-    lines = {tuple(line[:KEY]): line for line in known if line[2] in ROWS.get(line[0], {}).get(line[1], ())}
-    tokens = {model: work / f"tokens-{model}" for model in MODELS}
-    for model, folder in tokens.items():
-        ours("prepare.py", DATA / model, DATA / "calibration.txt", DATA / "evaluation.txt", folder)
-    _compile(work, tokens[MODELS[0]], tools)
-    floats = [_cell(perplexity(OURS, DATA / model, tokens[model] / "evaluation.npy")) for model in MODELS]
-    lines["float", "", ""] = ["float", "", "", *floats, "–", "–", "–"]
-    for row, found in ROWS.items():
-        for tool, recipes in found.items():
+    """The section, again after each line: new cells replace those of ``known``.
+
+    full: the slow recipes too. jobs: how many models of a line are measured at once.
+    """
+    lines = _known(known)
+    folders = {model: MODELS[model].folder(work) for model in models}
+    tokens = {model: work / f"tokens-{model}" for model in models}
+    for model, folder in folders.items():
+        counts = str(MODELS[model].samples), str(MODELS[model].windows)
+        texts = DATA / "calibration.txt", DATA / "evaluation.txt"
+        ours("prepare.py", folder, *texts, tokens[model], *counts)
+        line = lines.setdefault(("float", "", ""), _line("float", "", ""))
+        found = divergence(OURS, folder, folder, tokens[model] / "evaluation.npy")
+        line[f"{model} perplexity"] = found.failure or f"{found['perplexity']:.3f}"
+    _compile(work, folders[models[0]], tokens[models[0]], tools)
+    for row, by_tool in ROWS.items():
+        for tool, recipes in by_tool.items():
             if isinstance(recipes, str):
-                lines[row, tool, "–"] = [row, tool, "–", f"none: {recipes}", *["–"] * 4]
+                line = lines[row, tool, NONE] = _line(row, tool, NONE)
+                line[HEADER[len(NAMES)]] = f"none: {recipes}"
                 continue
             for recipe in recipes:
                 if row in rows and tool in tools and (full or (tool, recipe) not in SLOW):
-                    lines[row, tool, recipe] = [row, tool, recipe, *_measured(work, tool, recipe, tokens, jobs)]
+                    line = lines.setdefault((row, tool, recipe), _line(row, tool, recipe))
+                    mine = [model for model in models if row in (MODELS[model].rows or ROWS)]
+                    measured = partial(_measured, work, tool, recipe, folders, tokens)
+                    with ThreadPoolExecutor(jobs) as pool:
+                        for cells in pool.map(measured, mine):
+                            line |= cells
                     yield _section(lines)
     yield _section(lines)
 
 
-def _compile(work: Path, tokens: Path, tools: Collection[str]) -> None:
+def _known(cells: list[list[str]]) -> dict[tuple[str, ...], Line]:
+    """Lines of a page that has the same columns, but for recipes that are no longer measured."""
+    lines = [dict(zip(HEADER, line, strict=True)) for line in cells if len(line) == len(HEADER)]
+    return {
+        tuple(line[name] for name in NAMES): line
+        for line in lines
+        if line["row"] == "float" or line["recipe"] in ROWS.get(line["row"], {}).get(line["by"], ())
+    }
+
+
+def _line(*names: str) -> Line:
+    return dict.fromkeys(HEADER, NONE) | dict(zip(NAMES, names, strict=True))
+
+
+def _compile(work: Path, model: Path, tokens: Path, tools: Collection[str]) -> None:
     """A small run of each peer, which leaves what it compiles in the user's cache."""
     few = work / "few.npy"
     np.save(few, np.load(tokens / "calibration.npy")[:2])
     for tool, recipes in ROWS["W4A16 g128"].items():
         if tool in tools and tool != OURS:
-            quantize(tool, DATA / MODELS[0], recipes[0], work / f"first-{PEERS[tool].lane}", few)
+            quantize(tool, model, recipes[0], work / f"first-{PEERS[tool].lane}", few, 64)
 
 
-def _measured(work: Path, tool: str, recipe: str, tokens: dict[str, Path], jobs: int) -> Line:
-    """Two perplexities, then the means of seconds and memory."""
-
-    def one(model: str) -> tuple[Run, str]:
-        out = work / f"out-{model}"
-        ran = quantize(tool, DATA / model, recipe, out, tokens[model] / "calibration.npy")
-        found = ran.failure or _cell(perplexity(tool, out, tokens[model] / "evaluation.npy"))
-        shutil.rmtree(out, ignore_errors=True)
-        return ran, found
-
-    with ThreadPoolExecutor(jobs) as pool:
-        runs, found = zip(*pool.map(one, MODELS), strict=True)
-    if any(ran.failure for ran in runs):
-        return [*found, "–", "–", "–"]
-    cpu, seconds, peak = (sum(ran[key] for ran in runs) / len(runs) for key in ("cpu", "quantize", "peak"))
-    return [*found, f"{cpu:.1f}", f"{seconds:.1f}", f"{peak / 2**20:.0f}"]
-
-
-def _cell(found: Run) -> str:
-    return found.failure or f"{found['perplexity']:.3f}"
+def _measured(
+    work: Path, tool: str, recipe: str, folders: dict[str, Path], tokens: dict[str, Path], model: str
+) -> Line:
+    """The cells of one model. folders, tokens: by model."""
+    out, folder = work / f"out-{model}", folders[model]
+    ran = quantize(tool, folder, recipe, out, tokens[model] / "calibration.npy", MODELS[model].group_size)
+    found = divergence(tool, out, folder, tokens[model] / "evaluation.npy") if not ran.failure else ran
+    shutil.rmtree(out, ignore_errors=True)
+    if found.failure:
+        cells = [found.failure, NONE, NONE, NONE]
+    else:
+        cells = [
+            f"{1000 * found['divergence']:.2f}",
+            f"{found['perplexity']:.3f}",
+            f"{ran['quantize']:.1f}",
+            f"{ran['peak'] / 2**20:.0f}",
+        ]
+    return {f"{model} {figure}": cell for figure, cell in zip(FIGURES, cells, strict=True)}
 
 
 def _section(lines: dict[tuple[str, ...], Line]) -> str:
     """In the order of ``ROWS``, whenever a line was measured."""
-    order = ["float", *ROWS]
-    tools = ["", OURS, *PEERS]
-    return WHAT + table(HEADER, sorted(lines.values(), key=lambda line: (order.index(line[0]), tools.index(line[1]))))
+    order, tools = ["float", *ROWS], ["", OURS, *PEERS]
+    ordered = sorted(lines.values(), key=lambda line: (order.index(line["row"]), tools.index(line["by"])))
+    return WHAT + table(HEADER, [[line[name] for name in HEADER] for line in ordered])

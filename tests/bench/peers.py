@@ -20,31 +20,33 @@ class Peer:
     opener: Path | None = None
 
 
-OPENER = HERE.parent / "lanes" / "transformers_perplexity.py"
+OPENER = HERE.parent / "lanes" / "transformers_divergence.py"
 PEERS = {
     "llm-compressor": Peer("llmcompressor"),
     "GPTQModel": Peer("gptqmodel", OPENER),
     "AutoRound": Peer("autoround"),
-    "AMD Quark": Peer("quark", HERE / "perplexity_quark.py"),
+    "AMD Quark": Peer("quark", HERE / "divergence_quark.py"),
     "ModelOpt": Peer("modelopt"),
 }
 TOOLS = (OURS, *PEERS)
 
 
-def quantize(tool: str, model: Path, recipe: str, out: Path, tokens: Path) -> Run:
-    """One quantization, in a process of its own."""
+def quantize(tool: str, model: Path, recipe: str, out: Path, tokens: Path, group_size: int = 128) -> Run:
+    """One quantization, in a process of its own. group_size: of weights of three and four bits."""
+    given = (model, recipe, out, tokens, "--group-size", str(group_size))
     if tool == OURS:
-        return ours("quantize_ours.py", model, recipe, out, tokens)
-    return _in_environment(tool, HERE / f"quantize_{PEERS[tool].lane}.py", model, recipe, out, tokens)
+        return ours("quantize_ours.py", *given)
+    return _in_environment(tool, HERE / f"quantize_{PEERS[tool].lane}.py", *given)
 
 
-def perplexity(tool: str, folder: Path, windows: Path) -> Run:
-    """Of what ``tool`` wrote, in float32."""
+def divergence(tool: str, folder: Path, model: Path, windows: Path) -> Run:
+    """Divergence from ``model`` and perplexity of the folder that ``tool`` wrote, in float32."""
+    given = (folder, model, windows)
     if tool != OURS and (opener := PEERS[tool].opener):
-        return _in_environment(tool, opener, folder, windows)
+        return _in_environment(tool, opener, *given)
     if not any(folder.glob("model*.safetensors")):  # Ascend's names: no transformers opens them
-        return ours("perplexity_ours.py", folder, windows)
-    return run([sys.executable, OPENER, folder, windows, "--transforms"])
+        return ours("divergence_ours.py", *given)
+    return run([sys.executable, OPENER, *given, "--transforms"])
 
 
 def _in_environment(tool: str, script: Path, *arguments: str | Path) -> Run:

@@ -30,9 +30,10 @@ def main() -> None:
     before = cpu_seconds()
     samples, seq_len = tokens.shape
     data = [{"input_ids": row[None], "attention_mask": torch.ones_like(row)[None]} for row in tokens]
-    rounding = AutoRound(
-        given.model, dataset=data, nsamples=samples, seqlen=seq_len, device_map="cpu", **RECIPES[given.recipe]
-    )
+    options = dict(RECIPES[given.recipe])
+    if options["scheme"] in ("W4A16", "W3A16"):
+        options["group_size"] = given.group_size
+    rounding = AutoRound(given.model, dataset=data, nsamples=samples, seqlen=seq_len, device_map="cpu", **options)
     rounding.quantize_and_save(given.out, format="llm_compressor")
     for folder in Path(given.out).iterdir():  # one, which it names after the model and the scheme
         for file in folder.iterdir():

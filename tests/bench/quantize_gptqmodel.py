@@ -11,9 +11,9 @@ from resources import asked, cpu_seconds, report
 os.environ["GPTQMODEL_CPU_WORKERS"] = "2"
 
 RECIPES = {
-    "w4a16-gptq": {"bits": 4, "group_size": 128},
-    "w4a16-awq": {"bits": 4, "group_size": 128, "method": "awq", "format": "gemm"},
-    "w3a16-gptq": {"bits": 3, "group_size": 128},
+    "w4a16-gptq": {"bits": 4},
+    "w4a16-awq": {"bits": 4, "method": "awq", "format": "gemm"},
+    "w3a16-gptq": {"bits": 3},
     "w2a16-gptq": {"bits": 2, "group_size": 32},
 }
 
@@ -28,7 +28,9 @@ def main() -> None:
 
     tokens = torch.from_numpy(numpy.load(given.tokens).astype("int64"))
     before = cpu_seconds()
-    model = GPTQModel.load(given.model, QuantizeConfig(**RECIPES[given.recipe]), device="cpu")
+    model = GPTQModel.load(
+        given.model, QuantizeConfig(**{"group_size": given.group_size} | RECIPES[given.recipe]), device="cpu"
+    )
     model.quantize([{"input_ids": row[None], "attention_mask": torch.ones_like(row)[None]} for row in tokens])
     model.save(given.out)
     report(quantize=cpu_seconds() - before, version=__version__, torch=torch.__version__)

@@ -30,7 +30,7 @@ def main() -> None:
     from llmcompressor import __version__, oneshot
 
     tokens = numpy.load(given.tokens)
-    recipe = modifiers(given.recipe)
+    recipe = modifiers(given.recipe, given.group_size)
     before = cpu_seconds()
     model = transformers.AutoModelForCausalLM.from_pretrained(given.model, dtype="auto")
     rows = {"input_ids": tokens.tolist(), "attention_mask": numpy.ones_like(tokens).tolist()}
@@ -46,7 +46,7 @@ def main() -> None:
     report(quantize=cpu_seconds() - before, version=__version__, torch=torch.__version__)
 
 
-def modifiers(name: str) -> list[object]:
+def modifiers(name: str, group_size: int) -> list[object]:
     """What llm-compressor calls a recipe."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from llmcompressor.modifiers.gptq import GPTQModifier
@@ -62,7 +62,7 @@ def modifiers(name: str) -> list[object]:
     if name == "kv8":
         return [QuantizationModifier(kv_cache_scheme=QuantizationArgs(num_bits=8, strategy="tensor"))]
     scheme, _, methods = name.replace("-static-", "_static-").partition("-")
-    bits, group = int(scheme[1]), 32 if scheme == "w2a16" else 128
+    bits, group = int(scheme[1]), 32 if scheme == "w2a16" else group_size
     weights = {"strategy": "channel"} if bits == 8 else {"strategy": "group", "group_size": group}
     inputs = {
         "w8a8": QuantizationArgs(num_bits=8, strategy="token", dynamic=True),

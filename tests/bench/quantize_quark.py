@@ -39,11 +39,11 @@ def main() -> None:
     from quark.version import __version__
 
     int8 = q.Int8PerChannelSpec(ch_axis=0, symmetric=True)
-    int4 = q.Int4PerGroupSpec(ch_axis=1, group_size=128)
+    int4 = q.Int4PerGroupSpec(ch_axis=1, group_size=given.group_size)
     scheme, algorithms = RECIPES[given.recipe]
     weights, inputs = {
         "int4": (int4, None),
-        "int3": (q.Int3PerGroupSpec(ch_axis=1, group_size=128), None),
+        "int3": (q.Int3PerGroupSpec(ch_axis=1, group_size=given.group_size), None),
         "int2": (q.Int2PerGroupSpec(ch_axis=1, group_size=32), None),
         "int8-token": (int8, q.Int8PerChannelSpec(ch_axis=1, symmetric=True, is_dynamic=True)),
         "int8-tensor": (int8, q.Int8PerTensorSpec()),

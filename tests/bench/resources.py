@@ -8,12 +8,16 @@ from pathlib import Path
 
 
 def asked(recipes: Collection[str] | None = None) -> argparse.Namespace:
-    """``MODEL RECIPE OUT TOKENS.npy``, the recipe one of those, where they are given."""
+    """``MODEL RECIPE OUT TOKENS.npy --group-size N``, the recipe one of those, where they are given.
+
+    The group size is that of weights of three and four bits; weights of two bits have groups of 32.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("recipe", choices=recipes)
     for name in ("out", "tokens"):
         parser.add_argument(name)
+    parser.add_argument("--group-size", type=int, default=128)
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
 """Everything that is measured, not tested: `make bench`, or parts of it:
 
-    run.py [--only accuracy|memory|speed] [--rows "W4A4 dynamic"] [--tools "AMD Quark"] [--full] [--jobs 2]
-           [--out docs/benchmarks.md]
+    run.py [--only accuracy|memory|speed] [--rows "W4A4 dynamic"] [--tools "AMD Quark"]
+           [--models SmolLM2-135M] [--full] [--jobs 2] [--out docs/benchmarks.md]
 
 Each line is a process of its own on one thread. CPU seconds, because a busy machine stretches all others; ratios,
 because machines differ. With --out, the page is written after every line, and lines that are not measured stay as they
@@ -21,6 +21,7 @@ import speed
 from measuring import lines_of, machine
 from peers import TOOLS
 from rows import ROWS
+from tested_models import MODELS
 
 TITLE = """# Benchmarks
 
@@ -35,8 +36,8 @@ def measure(name: str, work: Path, given: argparse.Namespace, known: str) -> Ite
     """What stands under the section's title, once or growing."""
     match name:
         case "accuracy":
-            rows, tools = given.rows or ROWS, given.tools or TOOLS
-            yield from accuracy.measure(work, rows, tools, given.full, given.jobs, lines_of(known))
+            rows, tools, models = given.rows or ROWS, given.tools or TOOLS, given.models or list(MODELS)
+            yield from accuracy.measure(work, rows, tools, models, given.full, given.jobs, lines_of(known))
         case "memory":
             yield memory.measure(work)
         case _:
@@ -52,12 +53,13 @@ def sections(page: str) -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--only", choices=SECTIONS, action="append", help="may be given more than once, as the next two"
+        "--only", choices=SECTIONS, action="append", help="may be given more than once, as the next three"
     )
     parser.add_argument("--rows", choices=ROWS, action="append", help="of the accuracy table")
     parser.add_argument("--tools", choices=TOOLS, action="append")
+    parser.add_argument("--models", choices=MODELS, action="append", help="of the accuracy table")
     parser.add_argument("--full", action="store_true", help="the slowest recipes of the accuracy table, too")
-    parser.add_argument("--jobs", type=int, default=1, choices=(1, 2), help="2: both models of a line at once")
+    parser.add_argument("--jobs", type=int, default=1, choices=(1, 2), help="2: two models of a line at once")
     parser.add_argument("--out", type=Path, help="put what was measured into this page")
     given = parser.parse_args()
 

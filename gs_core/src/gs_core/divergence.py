@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gs_core import calibration
+from gs_core import calibration, memory
 from gs_core.api import Source
 from gs_core.arrays import RawTensor, from_raw, to_raw
 from gs_core.errors import PlanError
@@ -126,6 +126,7 @@ def compare(
             if number == 0:
                 alone.append(returned)
         errors.append((own, propagated))
+        memory.release()
     progress("compare", blocks, blocks)
     predictions = _Predictions(original, quantized, batches)
     for number in range(len(batches)):

@@ -1,4 +1,4 @@
-"""The perplexity of a folder of AMD Quark's in float32: `perplexity_quark.py FOLDER WINDOWS.npy`.
+"""Divergence and perplexity of a folder of AMD Quark's in float32: `divergence_quark.py FOLDER FLOAT WINDOWS.npy`.
 
 Runs in the environment of tests/lanes/quark.txt. transformers opens these folders through Quark as well, but not those
 with a rotation that is computed at run time; its own import does.
@@ -11,11 +11,11 @@ from pathlib import Path
 
 os.environ["QUARK_DISABLE_COMPILE"] = "1"
 sys.path.insert(0, str(Path(__file__).parents[1] / "lanes"))
-from transformers_perplexity import perplexity
+from transformers_divergence import figures
 
 
 def main() -> None:
-    folder, windows = sys.argv[1:]
+    folder, original, windows = sys.argv[1:]
     import torch
     from quark.torch import import_model_from_safetensors
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -26,7 +26,8 @@ def main() -> None:
         model = import_model_from_safetensors(empty, model_dir=folder)
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    print(json.dumps({"perplexity": perplexity(model.eval(), windows)}))
+    floats = AutoModelForCausalLM.from_pretrained(original, dtype=torch.float32).eval()
+    print(json.dumps(figures(model.eval(), floats, windows)))
 
 
 if __name__ == "__main__":
