@@ -197,7 +197,7 @@ class Model(ABC):
     def losses(self, tokens: np.ndarray, last: Mapping[str, RawTensor]) -> np.ndarray:
         """Next-token cross entropy in nats, float64 ``(batch, seq_len - 1)``, from the last block's output."""
         found = np.empty((tokens.shape[0], tokens.shape[1] - 1))
-        for windows, positions in tiles(*found.shape, self.vocabulary()):
+        for windows, positions in tiles(found.shape[0], found.shape[1], self.vocabulary()):
             logits = self.logits(tokens, last, windows, positions)
             targets, losses = tokens[:, 1:][windows, positions].reshape(-1), np.empty(logits.shape[0] * logits.shape[1])
             for part, (predicted,) in cut(logits.reshape(-1, logits.shape[-1])):
