@@ -109,7 +109,7 @@ def test_batches_and_slices_of_predictions_do_not_matter(run, toy, tmp_path, mon
     monkeypatch.setattr("gs_core.predictions.MAX_LOGIT_BYTES", 7 * 256 * 4)
     monkeypatch.setattr("gs_core.predictions.MAX_PROBABILITIES", 3 * 256)
     assert compared(tmp_path / "out", toy).divergence == pytest.approx(whole.divergence, rel=1e-6)
-    monkeypatch.setattr("gs_core.calibration.TOKENS_PER_BATCH", 40)
+    monkeypatch.setattr("gs_core.calibration.tokens.TOKENS_PER_BATCH", 40)
     assert compared(tmp_path / "out", toy).divergence == pytest.approx(whole.divergence, rel=1e-6)
 
 

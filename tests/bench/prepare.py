@@ -24,10 +24,10 @@ def main() -> None:
     for name in ("samples", "windows"):
         parser.add_argument(name, type=int)
     given = parser.parse_args()
-    tokenize = open_source(given.model).model.tokenize
+    model = open_source(given.model).model
     given.folder.mkdir(parents=True, exist_ok=True)
-    np.save(given.folder / "calibration.npy", calibration.load(given.calibration, given.samples, SEQ_LEN, tokenize))
-    evaluation = tokenize(given.evaluation.read_text(encoding="utf-8"))[: given.windows * SEQ_LEN]
+    np.save(given.folder / "calibration.npy", calibration.load(given.calibration, given.samples, SEQ_LEN, model))
+    evaluation = model.tokenize(given.evaluation.read_text(encoding="utf-8"))[: given.windows * SEQ_LEN]
     np.save(given.folder / "evaluation.npy", evaluation.reshape(given.windows, SEQ_LEN))
     print(json.dumps({"samples": given.samples, "windows": given.windows, "seq_len": SEQ_LEN}))
 
