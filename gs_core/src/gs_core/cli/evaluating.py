@@ -29,6 +29,9 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    by_block: Annotated[
+        bool, typer.Option("--blocks/--no-blocks", help="With --against: show each block, which takes twice the time.")
+    ] = True,
     device: Device = "cpu",
     adapter: Adapter = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -58,6 +61,7 @@ def evaluate(
                 text,
                 seq_len=seq_len,
                 windows=windows,
+                by_block=by_block,
                 device=device,
                 adapter=adapter,
                 trust_remote_code=trust_remote_code,
@@ -100,9 +104,10 @@ def _print_comparison(found: "Comparison") -> None:
         [block.block, _decibels(block.sqnr), _decibels(block.propagated_sqnr), _nats(block.divergence)]
         for block in found.blocks
     ]
-    headers = ["block", "SQNR dB", "propagated dB", "divergence"]
-    print_table(headers, rows, right=headers[1:])
-    typer.echo()
+    if rows:
+        headers = ["block", "SQNR dB", "propagated dB", "divergence"]
+        print_table(headers, rows, right=headers[1:])
+        typer.echo()
     for note in found.notes:
         typer.echo(f"note: {note}")
 
