@@ -52,7 +52,8 @@ def batch() -> tuple[np.ndarray, dict[str, RawTensor] | None]:
 def test_a_few_tokens_prove_what_all_of_them_see(batch):
     block = Doubling(0, faulty=False)
     transform = ChannelScale(FOLD, np.ones(4, np.float32))
-    assert apply_proved(block, [transform], batch) == ([transform], [])
+    proved = apply_proved(block, [transform], batch)
+    assert (proved.applied, proved.dropped) == ([transform], [])
     assert set(block.ran) == {(SAMPLES, TOKENS)}
 
 
@@ -61,6 +62,6 @@ def test_experts_are_proved_on_all_tokens(batch, first):
     """The few reach the expert in part, or not at all: its fault is found all the same."""
     block = Doubling(first, faulty=True)
     transform = ChannelScale(FOLD, np.ones(4, np.float32))
-    applied, dropped = apply_proved(block, [transform], batch)
-    assert applied == [] and dropped[0][0] is transform and "changes by" in dropped[0][1]
+    proved = apply_proved(block, [transform], batch)
+    assert proved.applied == [] and proved.dropped[0][0] is transform and "would change by" in proved.dropped[0][1]
     assert block.ran[-1] == batch[0].shape and block.expert == 1.0

@@ -5,12 +5,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from gs_core.arrays import Array, astype, like, namespace
+from gs_core.arrays import Array, astype, dtype_name, like, namespace
 from gs_core.interfaces import Block, ChannelScale, FoldTransform, Transform
 from gs_core.numerics import slices
 
 Keep = Callable[[str], Array]
-"""Gives a parameter, float32, to be written into, once it is sure that what it was can be had back."""
+"""Returns a parameter that may be written into, after its previous value is safe. The dtype is float32, and float64
+while the block is verified (``Block.verifying``)."""
 Change = Callable[[Array], Array]
 """``(rows, features)`` to the same shape."""
 
@@ -36,7 +37,7 @@ class WritableBlock(Block):
 
     @abstractmethod
     def parameter(self, name: str) -> Array:
-        """A parameter, float32, to be written into."""
+        """A parameter that may be written into: float32, or float64 while the block is verified."""
 
     def original(self, name: str) -> Callable[[], Array] | None:
         """Reads anew what a parameter holds, where the source still says that; ``None``: only a copy would."""
@@ -193,7 +194,7 @@ def _scale_norm(block: WritableBlock, norm: Norm, transform: ChannelScale, keep:
 
 
 def _rounded(block: WritableBlock, parameter: str, value: Array) -> Array:
-    return astype(astype(value, block.stored_dtype(parameter)), "float32")
+    return astype(astype(value, block.stored_dtype(parameter)), dtype_name(value))
 
 
 def _make_up_for(block: WritableBlock, sites: Iterable[str], shift: Array, keep: Keep) -> None:

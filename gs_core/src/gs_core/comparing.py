@@ -1,8 +1,16 @@
 """How far arrays are from what they were, and whether they are numbers at all."""
 
 from gs_core import numerics
-from gs_core.arrays import Array, astype, namespace
+from gs_core.arrays import Array, astype, dtype_name, namespace
 from gs_core.errors import CalibrationError
+
+EQUIVALENCE_TOLERANCE = 1e-9
+"""Two outputs are equivalent if no channel differs by more than this, relative to its own magnitude, beyond rounding."""
+ROUNDING_UNITS = 2**11
+"""Allowance for rounding in every channel, in units of the dtype's epsilon times the magnitude of the largest channel.
+
+1.2e-4 of the largest channel in float32, which cannot tell more; 2.3e-13 in float64.
+"""
 
 
 def check_finite(x: Array, what: str) -> None:
@@ -20,13 +28,13 @@ def is_finite(x: Array) -> bool:
 
 
 def relative_error(wanted: Array, got: Array) -> float:
-    """Squared error of ``(..., features)`` relative to the squares of ``wanted``."""
-    xp = namespace(wanted)
+    """Squared error of ``(..., features)`` relative to the squares of ``wanted``, in float64 if ``wanted`` is."""
+    xp, dtype = namespace(wanted), "float64" if dtype_name(wanted) == "float64" else "float32"
     wanted, got = (xp.reshape(x, (-1, x.shape[-1])) for x in (wanted, got))
     power = error = 0.0
     for rows, _ in numerics.slices(wanted):
-        part = astype(wanted[rows, :], "float32")
-        difference = astype(got[rows, :], "float32") - part
+        part = astype(wanted[rows, :], dtype)
+        difference = astype(got[rows, :], dtype) - part
         power += float(xp.sum(part * part))
         error += float(xp.sum(difference * difference))
     return error / power if power else 0.0
@@ -44,3 +52,33 @@ def channel_error(wanted: Array, got: Array) -> float:
     error = xp.mean(difference * difference, axis=axes)
     ratio = xp.where(power > 0, error / xp.where(power > 0, power, xp.ones_like(power)), xp.zeros_like(power))
     return float(xp.mean(xp.sqrt(ratio)))
+
+
+def unexplained_change(expected: Array, actual: Array, part: float = 1.0) -> float:
+    """Largest change of a channel that rounding does not explain, relative to the channel's own magnitude.
+
+    A channel is a feature (last axis). Its magnitude is its largest absolute value. A small channel of a residual
+    stream may be a difference of channels that are thousands of times larger, so the allowance for rounding follows
+    from the largest channel (``ROUNDING_UNITS``).
+
+    Args:
+        expected: ``(..., features)``, float32 or float64. Its dtype says how much rounding is allowed.
+        actual: same shape.
+        part: fraction of the allowance that counts.
+
+    Returns:
+        0.0 if rounding explains every difference; NaN if ``actual`` contains NaN.
+    """
+    xp = namespace(expected)
+    features = expected.shape[-1]
+    expected, actual = xp.reshape(expected, (-1, features)), xp.reshape(astype(actual, dtype_name(expected)), (-1, features))
+    magnitude = xp.max(xp.abs(expected), axis=0)
+    allowed = part * ROUNDING_UNITS * float(xp.finfo(expected.dtype).eps) * xp.max(magnitude)
+    excess = xp.max(xp.abs(actual - expected), axis=0) - allowed
+    nonzero = xp.where(magnitude > 0, magnitude, xp.ones_like(magnitude) * float(xp.finfo(expected.dtype).tiny))
+    return float(xp.max(xp.where(excess <= 0, xp.zeros_like(excess), excess / nonzero)))
+
+
+def equivalent(expected: Array, actual: Array, part: float = 1.0) -> bool:
+    """True if ``unexplained_change`` is at most ``part`` of ``EQUIVALENCE_TOLERANCE``; False for NaN."""
+    return unexplained_change(expected, actual, part) <= part * EQUIVALENCE_TOLERANCE

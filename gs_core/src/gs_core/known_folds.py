@@ -3,9 +3,10 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from gs_core.comparing import equivalent
 from gs_core.interfaces import Fold
 from gs_core.linear_map import LinearMap
-from gs_core.probing import Change, Prober, close, dead, same_shape, times
+from gs_core.probing import Change, Prober, dead, same_shape, times
 
 
 class Folds:
@@ -64,6 +65,6 @@ def _hold(prober: Prober, folds: Sequence[Fold]) -> bool:
             continue
         if not same_shape(seen.at.get(site), base) or map.objection(base.shape[-1]):
             return False
-        if not close(seen.at[site], map.apply(base)):
+        if not equivalent(map.apply(base), seen.at[site]):
             return False
     return prober.unchanged(seen)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -87,6 +87,16 @@ class LinearMap:
         scale = None if self.scale is None else 1.0 / self.scale
         return LinearMap(tuple(f if isinstance(f, int) else _inverse_transpose(f) for f in self.factors), scale)
 
+    def as_float64(self) -> "LinearMap":
+        """The same map with float64 arrays.
+
+        A float32 factor of an orthogonal map is orthogonal up to rounding. One Newton-Schulz step
+        (https://arxiv.org/abs/1808.03034) makes it orthogonal to float64; a factor far from orthogonal stays so.
+        """
+        factors = tuple(f if isinstance(f, int) else _wide(f, self.orthogonal) for f in self.factors)
+        scale = None if self.scale is None else astype(self.scale, "float64")
+        return replace(self, factors=factors, scale=scale)
+
     def undo(self, y: Array) -> Array:
         """The ``x`` that ``apply`` made ``y`` of."""
         back = tuple(f if isinstance(f, int) else f.T for f in self.inverse_transpose.factors)
@@ -141,6 +151,11 @@ def _is_sylvester(factor: Factor) -> bool:
     shared = rows[:, None] & rows  # the sign is the parity of the bits that row and column share
     parity = sum(shared >> bit & 1 for bit in range(size.bit_length())) % 2
     return not size & (size - 1) and bool(np.allclose(matrix, (1 - 2 * parity) / size**0.5, atol=1e-6))
+
+
+def _wide(factor: Array, orthogonal: bool) -> Array:
+    wide = astype(factor, "float64")
+    return wide if not orthogonal or wide is factor else 1.5 * wide - 0.5 * wide @ (wide.T @ wide)
 
 
 def _inverse_transpose(factor: Array) -> Array:

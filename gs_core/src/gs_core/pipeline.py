@@ -180,11 +180,13 @@ class _Line:
             self.outcome.notes.append(f"{block.name}: {name} found nowhere to fold a scale")
         refused = [(t, why) for t in transforms if (why := self._refusal(block, t))]
         possible = [t for t in transforms if not self._refusal(block, t)]
-        applied, dropped = apply_proved(block, possible, self._data()[0])
-        for transform in applied:
+        proved = apply_proved(block, possible, self._data()[0])
+        for transform in proved.applied:
             watch.account(transform)
-        watch.renew_caches(applied)
-        for transform, why in [*refused, *dropped]:
+        watch.renew_caches(proved.applied)
+        if proved.rounding_error is not None:
+            record(rounding_error=proved.rounding_error)
+        for transform, why in [*refused, *proved.dropped]:
             self.outcome.notes.append(f"{block.name}: {name} at {transform.where} was dropped: {why}")
 
     def _refusal(self, block: Block, transform: Transform) -> str | None:

@@ -15,12 +15,14 @@ from typing import TypeVar
 import numpy as np
 
 from gs_core.arrays import Array, RawTensor, device, namespace, to_numpy
+from gs_core.comparing import equivalent
 from gs_core.errors import CalibrationError
 from gs_core.interfaces import Batch, Fold
 from gs_core.linear_map import LinearMap
 
 SAMPLES, TOKENS = 2, 16
-TOLERANCE = 1e-4
+COLUMN_TOLERANCE = 1e-4
+"""Limit for one channel relative to its own magnitude. Powers of two are exact, so no other channel plays a part."""
 HEAD = 1024
 """Channels of the largest head that is looked for."""
 DIGIT = 4
@@ -66,14 +68,15 @@ class Prober(ABC):
         """A random reflection that mixes every ``size`` neighbours: of all rotations the cheapest to make."""
         normal = self._random.standard_normal(size)
         matrix = np.eye(size) - np.outer(normal, normal) * (2 / (normal @ normal))
-        return LinearMap((self.asarray(matrix.astype(np.float32)),), orthogonal=True)
+        return LinearMap((self.asarray(matrix),), orthogonal=True)
 
     def asarray(self, x: np.ndarray) -> Array:
-        """An array like those that the block returns."""
-        return namespace(self.base.hidden).asarray(x, device=device(self.base.hidden))
+        """``x`` in the library, dtype and device of what the block returns."""
+        hidden = self.base.hidden
+        return namespace(hidden).asarray(x, dtype=hidden.dtype, device=device(hidden))
 
     def unchanged(self, seen: Seen) -> bool:
-        return close(seen.hidden, self.base.hidden)
+        return equivalent(self.base.hidden, seen.hidden)
 
 
 Answer = TypeVar("Answer")
@@ -129,7 +132,7 @@ def reached_by_norm(prober: Prober, norm: str, channels: int) -> list[str]:
             if site not in restore
             and same_shape(x, prober.base.at.get(site))
             and x.shape[-1] == channels
-            and close(x, prober.base.at[site] * scale)
+            and equivalent(prober.base.at[site] * scale, x)
         ]
         if not new:
             break
@@ -181,7 +184,7 @@ def _reached_by_layer(
         once, twice = _columns_close(x, base), _columns_close(x, base * 2)
         if once.all() or not (once | twice).all():  # it lies before the layer, or beside it; or behind something else
             continue
-        if x.shape[-1] == channels and close(x, base * scale):
+        if x.shape[-1] == channels and equivalent(base * scale, x):
             index = None
         else:
             index = _index(prober, name, channels, site, base)
@@ -202,7 +205,7 @@ def _head(prober: Prober, name: str, channels: int, site: str, index: np.ndarray
             return False
         mixed = prober.rotation(size)
         seen = prober.run((name, mixed, channels), restore={site: mixed})
-        return close(seen.at[site], mixed.apply(base)) and prober.unchanged(seen)
+        return equivalent(mixed.apply(base), seen.at[site]) and prober.unchanged(seen)
 
     sizes = [n for n in range(2, min(channels, HEAD) + 1) if channels % n == 0 and base.shape[-1] % n == 0]
     if not sizes or not passes(sizes[0]):
@@ -267,15 +270,8 @@ def same_shape(x: Array | None, y: Array | None) -> bool:
     return x is not None and y is not None and tuple(x.shape) == tuple(y.shape)
 
 
-def close(x: Array, y: Array, tolerance: float = TOLERANCE) -> bool:
-    xp = namespace(x)
-    magnitude = xp.abs(y)
-    limit = tolerance * float(xp.mean(magnitude) + xp.max(magnitude)) + 1e-12
-    return float(xp.max(xp.abs(x - y))) <= limit  # never where there is NaN
-
-
 def _columns_close(x: Array, y: Array) -> np.ndarray:
-    return _column_maxima(x - y) <= TOLERANCE * _column_maxima(y)
+    return _column_maxima(x - y) <= COLUMN_TOLERANCE * _column_maxima(y)
 
 
 def dead(base: Array) -> bool:

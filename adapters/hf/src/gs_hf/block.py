@@ -5,18 +5,21 @@ into them.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from gs_core import Fold, Layer, LayerInfo
+from gs_core import CalibrationError, Fold, Layer, LayerInfo
 from gs_core.applying import Keep, Norm, WritableBlock
 from gs_core.arrays import RawTensor, astype, to_raw
 from gs_core.interfaces import Batch, OnSite, through
+from gs_core.probing import SAMPLES, TOKENS, on_few
 from gs_core.storage import Tensor
 from gs_hf.caches import OnCache, listening
+from gs_hf.float64 import Float64, has_float64
 from gs_hf.folding import find_folds
 from gs_hf.int8 import Int8
 from gs_hf.listeners import cache_listener, listener
@@ -68,6 +71,7 @@ class HFBlock(WritableBlock):
         self.int8 = Int8()
         self.changed: set[str] = set()
         self._written: set[str] = set()
+        self._working: dict[str, torch.Tensor] | None = None  # the parameters in working precision, while verifying
         self.norms: dict[str, Norm] = {}
         self.sites = model.sites(index)
         self.layers: dict[str, Layer] = {
@@ -136,9 +140,51 @@ class HFBlock(WritableBlock):
         runner = self.model.runner
         assert runner is not None, "the block was opened without weights"
         cache = None if on_cache is None else listening(self.model.module, on_cache)
-        exact = on_use is None or gradient or self.exact
-        with Watch(self.parameters, on_use or unwatched, torch.float32 if exact else self._dtype()):
+        dtype = torch.float32 if on_use is None or gradient or self.exact else self._dtype()
+        if self._working is not None:
+            dtype = torch.float64
+            previous = previous and {n: x.double() if x.is_floating_point() else x for n, x in previous.items()}
+        with self.precision(), Watch(self.parameters, on_use or unwatched, dtype):
             return runner.block(self.index, tokens, previous, cache, gradient)
+
+    # --- verifying -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def verifying(self) -> Iterator[None]:
+        """See ``gs_core.Block.verifying``. Only parameters that are written into are copied."""
+        if self._working is not None or not self._runs_in_float64():
+            yield
+            return
+        written = self._written
+        self._working, self._written, self.parameters = self.parameters, set(), dict(self.parameters)
+        try:
+            yield
+        finally:
+            for name, value in self._working.items():
+                if self.parameters[name] is not value:
+                    self.model.weights.put(name, value)
+            self.parameters, self._working, self._written = self._working, None, written
+
+    def precision(self) -> AbstractContextManager:
+        """Entered around all that computes: makes it float64 while the block is verified."""
+        return nullcontext() if self._working is None else Float64()
+
+    def _runs_in_float64(self) -> bool:
+        """Whether this device, and the module's own operators, take float64. Tried once for each model."""
+        if self.model.float64 is None:
+            self.model.float64 = has_float64(self.model.device) and self._tried_in_float64()
+        return self.model.float64
+
+    def _tried_in_float64(self) -> bool:
+        assert self._probe is not None, "the block was opened without weights"
+        self._working = self.parameters
+        try:
+            on_few(lambda batch: self.compute(batch[0], take_up(batch[1], self.model.device)), self._probe, SAMPLES, TOKENS)
+        except CalibrationError:
+            return False
+        finally:
+            self._working = None
+        return True
 
     def backward(
         self,
@@ -181,11 +227,14 @@ class HFBlock(WritableBlock):
 
     def parameter(self, name: str) -> torch.Tensor:
         self._written.add(name)
-        if self.parameters[name].dtype != torch.float32:
-            self.parameters[name] = self.model.weights.widen(name, self.parameters[name])
+        dtype = torch.float32 if self._working is None else torch.float64
+        if self.parameters[name].dtype != dtype:
+            self.parameters[name] = self.model.weights.widen(name, self.parameters[name], dtype)
         return self.parameters[name]
 
     def original(self, name: str) -> Callable[[], torch.Tensor] | None:
+        if self._working is not None:
+            return None if name in self._written else partial(self._working.__getitem__, name)
         return None if name in self._written | self.changed else partial(self._read, name)
 
     def _read(self, name: str) -> torch.Tensor:

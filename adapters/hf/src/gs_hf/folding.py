@@ -8,9 +8,10 @@ import torch
 
 from gs_core import Fold
 from gs_core.applying import Norm
+from gs_core.comparing import equivalent
 from gs_core.interfaces import Batch
 from gs_core.known_folds import in_order
-from gs_core.probing import close, covered, layer_folds, pattern, reached_by_norm
+from gs_core.probing import covered, layer_folds, pattern, reached_by_norm
 from gs_hf.probing import HFProber
 
 if TYPE_CHECKING:
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
 def find_folds(block: "HFBlock", batch: Batch) -> list[Fold]:
     """Every place in the block where a scale disappears, norms first."""
-    prober, folds = HFProber(block, batch), block.model.folds
+    with block.verifying():
+        return _find_folds(block, HFProber(block, batch))
+
+
+def _find_folds(block: "HFBlock", prober: HFProber) -> list[Fold]:
+    folds = block.model.folds
     places = block.model.found.places
     layers = {n: (layer.shape[0], layer.site) for n, layer in block.layers.items() if len(places[n]) == 1}
     channels = {name: int(norm.weight.shape[0]) for name, norm in norms(block).items()}
@@ -96,8 +102,9 @@ def _norm_offset(prober: HFProber, module: torch.nn.Module, weight: torch.nn.Par
     try:
         for offset in (0.0, 1.0):
             weight.data.fill_(-offset)
-            out = module(*inputs[0])
-            if close(out, torch.zeros_like(out) + (0 if bias is None else bias)):
+            with prober.block.precision():
+                out = module(*inputs[0])
+            if equivalent(torch.zeros_like(out) + (0 if bias is None else bias), out):
                 return offset
     finally:
         weight.data.copy_(kept)

@@ -90,6 +90,8 @@ class HFModel(Model):
         embedding = module.get_input_embeddings() if hasattr(module, "get_input_embeddings") else None
         self.hidden = int(embedding.weight.shape[1]) if isinstance(embedding, torch.nn.Embedding) else 0
         self.residual: Residual | None = None
+        self.float64: bool | None = None
+        """Whether its blocks run in float64; ``None`` until one was tried."""
         self.folds = Folds()
         self._current: HFBlock | None = None
 

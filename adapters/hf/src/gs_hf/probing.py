@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from gs_core import LinearMap
+from gs_core.comparing import equivalent
 from gs_core.interfaces import Batch
-from gs_core.probing import TOLERANCE, Change, Prober, Seen, close, same_shape
+from gs_core.probing import Change, Prober, Seen, same_shape
 from gs_hf.running import take_up
 from gs_hf.watch import Use
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from gs_hf.block import HFBlock
 
 
-ROUNDING = TOLERANCE / 10
-"""What is undone, mixed channels above all, comes back so near: what follows from it has not changed."""
+SAME_INPUT = 1 / 8
+"""Part of the allowance for rounding within which a product's input counts as unchanged after a map was undone."""
 
 
 class HFProber(Prober):
@@ -62,7 +63,7 @@ class HFProber(Prober):
         if use not in self._known:
             self._known[use] = x.clone(), compute(x).clone()
         before, product = self._known[use]
-        return product.clone() if same_shape(before, x) and close(x, before, ROUNDING) else compute(x)
+        return product.clone() if same_shape(before, x) and equivalent(before, x, SAME_INPUT) else compute(x)
 
 
 def _changed(map: LinearMap, channels: int, module: torch.nn.Module, given: tuple, out: object) -> torch.Tensor | None:

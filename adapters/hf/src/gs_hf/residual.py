@@ -6,6 +6,7 @@ mean square computes the same in any rotated basis, once the weights of its norm
 
 import copy
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +15,11 @@ import torch
 from gs_core import CheckpointError, LinearMap
 from gs_core.applying import Change, change_inputs
 from gs_core.arrays import RawTensor, astype, to_raw
-from gs_core.comparing import channel_error
+from gs_core.comparing import EQUIVALENCE_TOLERANCE, equivalent, unexplained_change
 from gs_core.errors import reason
 from gs_core.interfaces import Batch
-from gs_core.probing import close
-from gs_core.proving import PROOF_TOLERANCE
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor
+from gs_hf.float64 import Float64
 from gs_hf.folding import norm_folds
 from gs_hf.probing import HFProber
 from gs_hf.running import Outputs, to_torch
@@ -43,6 +43,7 @@ class Residual:
         if model.blocks == [""]:
             raise ValueError("the whole model is treated as one block")
         self.model, self.rotation, self.active = model, rotation, True
+        self.exact = rotation.as_float64()
         self.embedding = model.module.get_input_embeddings()
         head = model.module.get_output_embeddings()
         if head is None or not isinstance(head, torch.nn.Linear) or head.in_features != model.hidden:
@@ -59,7 +60,11 @@ class Residual:
         for name, module in model.module.named_modules():
             if _is_norm(module, model.hidden) and not _rotates(module, rotation):
                 raise ValueError(f"{name} ({type(module).__name__}) does not divide by the root mean square alone")
-        self.embedding.register_forward_hook(lambda m, i, out: rotation.apply(out) if self.active else None)
+        self.embedding.register_forward_hook(lambda m, i, out: self._embedded(out))
+
+    def _embedded(self, out: torch.Tensor) -> torch.Tensor | None:
+        rotation = self.exact if out.dtype == torch.float64 else self.rotation
+        return rotation.apply(out) if self.active else None
 
     def _final_norm(self) -> tuple[str, torch.nn.Module]:
         inside = tuple(f"{block}." for block in self.model.blocks)
@@ -76,62 +81,88 @@ class Residual:
 
     def enter(self, block: "HFBlock", batch: Batch) -> None:
         """Rotate a loaded block, which is then proved on real activations. Raises ``CheckpointError``."""
-        self.active = False
-        try:
-            prober = HFProber(block, _with_hidden(batch, self.rotation.undo))
-            outputs = compute(prober)
-            entering = self._entering(prober, outputs) if block.index == len(self.model.blocks) - 1 else None
-            writing = writers(prober)
-            norms = _reading_norms(prober, writing)
-        finally:
-            self.active = True
+        with block.verifying():
+            self.active = False
+            try:
+                prober = HFProber(block, self._with_hidden(batch, self.exact.undo))
+                outputs = compute(prober)
+                entering = self._entering(prober, outputs) if self._is_last(block) else None
+                writing = writers(prober)
+                norms = _reading_norms(prober, writing)
+            finally:
+                self.active = True
+            self._rewrite(block, self.exact, norms, writing)
+            prober.batch = self._with_hidden(prober.batch, self.exact.apply)
+            self._verify(block, prober, entering)
+        self._rewrite(block, self.rotation, norms, writing)
+
+    def _is_last(self, block: "HFBlock") -> bool:
+        return block.index == len(self.model.blocks) - 1
+
+    def _rewrite(self, block: "HFBlock", rotation: LinearMap, norms: "list[Reading]", writing: list[str]) -> None:
+        """Rotate the parameters that read and write the stream, in the precision that the block has now."""
         for name, sites, offset in norms:
-            weight = block.parameters[f"{name}.weight"]
-            change_inputs(block, sites, self._reading(weight + offset), block.parameter)
+            weight = block.parameter(f"{name}.weight")
+            change_inputs(block, sites, _reading(rotation, weight + offset), block.parameter)
             weight.fill_(1.0 - offset)
             block.changed |= {f"{name}.weight", *(p for site in sites for p, _ in block.model.found.keys_at[site])}
         for parameter in writing:
-            self._rotate_rows(block, parameter)
-        self._prove(block, prober, entering)
+            self._rotate_rows(block, rotation, parameter)
 
-    def _reading(self, norm: torch.Tensor) -> Change:
-        """What becomes of rows that read the stream through a norm of that weight."""
-        return lambda rows: self.rotation.apply(rows * norm)
-
-    def _rotate_rows(self, block: "HFBlock", parameter: str) -> None:
+    def _rotate_rows(self, block: "HFBlock", rotation: LinearMap, parameter: str) -> None:
         value = block.parameter(parameter)
         rows = value if parameter in self.model.found.transposed else value.transpose(-1, -2)
         for matrix in rows if rows.ndim > 2 else [rows]:
             for start in range(0, matrix.shape[0], max(1, SLICE // matrix.shape[1])):
                 part = matrix[start : start + max(1, SLICE // matrix.shape[1])]
-                part.copy_(self.rotation.apply(part.contiguous()))
+                part.copy_(rotation.apply(part.contiguous()))
         block.changed.add(parameter)
         bias = parameter.removesuffix("weight") + "bias"
         if parameter.endswith(".weight") and bias in block.parameters:
-            block.parameters[bias].copy_(self.rotation.apply(block.parameters[bias]))
+            value = block.parameter(bias)
+            value.copy_(rotation.apply(value))
             block.changed.add(bias)
 
-    def _prove(self, block: "HFBlock", prober: HFProber, entering: torch.Tensor | None) -> None:
-        prober.batch = _with_hidden(prober.batch, self.rotation.apply)
+    def _with_hidden(self, batch: Batch, change: Change) -> Batch:
+        """A batch with another residual stream, in float64 if blocks run in it; the first block's has none yet."""
+        tokens, previous = batch
+        if previous is None:
+            return batch
+        hidden = astype(to_torch(previous["hidden"]), "float64" if self.model.float64 else "float32")
+        return tokens, {**previous, "hidden": to_raw(change(hidden))}
+
+    def _verify(self, block: "HFBlock", prober: HFProber, entering: torch.Tensor | None) -> None:
+        """Compare the rotated block with the float block. Raises ``CheckpointError``."""
         outputs = compute(prober)
-        change = channel_error(prober.base.hidden, self.rotation.undo(outputs["hidden"]))
+        changes = [unexplained_change(prober.base.hidden, self.exact.undo(outputs["hidden"]))]
         if entering is not None:
             weight, offset = self.norm.weight.clone(), _offset(self.norm)
-            self.norm.weight.data.fill_(1.0 - offset)
-            rotated = self.rotation.undo(self._entering(prober, outputs)) * (weight + offset)
+            with self._plain_norm():
+                rotated = self.exact.undo(self._entering(prober, outputs))
+            changes.append(unexplained_change(entering, rotated * (weight.to(rotated.dtype) + offset)))
+        for change in changes:
+            if not change <= EQUIVALENCE_TOLERANCE:
+                raise CheckpointError(
+                    f"{block.name}: the block would compute something else with its residual stream rotated "
+                    f"(a channel changes by {change:.1e}). Leave the rotation out (for hadamard set r1: false)"
+                )
+
+    @contextmanager
+    def _plain_norm(self) -> Iterator[None]:
+        """While active, the final norm multiplies by one."""
+        weight = self.norm.weight.clone()
+        self.norm.weight.data.fill_(1.0 - _offset(self.norm))
+        try:
+            yield
+        finally:
             self.norm.weight.data.copy_(weight)
-            change = max(change, channel_error(entering, rotated))
-        if not change <= PROOF_TOLERANCE:
-            raise CheckpointError(
-                f"{block.name}: with its residual stream rotated it would compute something else "
-                f"(by {change:.1e}); leave the rotation out (for hadamard set r1: false)"
-            )
 
     def _entering(self, prober: HFProber, outputs: Outputs) -> torch.Tensor:
         """What enters the head when the last block returns ``outputs``; the head itself is not loaded for that."""
         runner = self.model.runner
         assert runner is not None
-        return runner.enters(self.head, prober.batch[0], outputs)
+        with prober.block.precision():
+            return runner.enters(self.head, prober.batch[0], outputs)
 
     # --- what lies outside the blocks ------------------------------------------------------------------------
 
@@ -173,12 +204,9 @@ class Residual:
         return DerivedTensor(name, tensor.dtype, tuple(tensor.shape), make, slices)
 
 
-def _with_hidden(batch: Batch, change: Change) -> Batch:
-    """A batch with another residual stream; the first block's has none yet."""
-    tokens, previous = batch
-    if previous is None:
-        return batch
-    return tokens, {**previous, "hidden": to_raw(change(to_torch(previous["hidden"])))}
+def _reading(rotation: LinearMap, norm: torch.Tensor) -> Change:
+    """Maps the rows of a weight that reads the stream through a norm with that weight."""
+    return lambda rows: rotation.apply(rows * norm)
 
 
 def untied(config: dict[str, Any]) -> dict[str, Any]:
@@ -209,21 +237,27 @@ def _alone(module: torch.nn.Module, value: float) -> torch.nn.Module:
 
 def _rotates(norm: torch.nn.Module, rotation: LinearMap) -> bool:
     """Whether, its own weight apart, it does the same in a rotated basis."""
-    x = torch.randn(4, norm.weight.shape[0], generator=torch.Generator().manual_seed(0)) + 1.0
-    alone = _alone(norm, 1.0)
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(4, norm.weight.shape[0], generator=random, dtype=torch.float64) + 1.0
+    alone, rotation = _alone(norm, 1.0), rotation.as_float64()
     try:
-        return close(alone(rotation.apply(x)), rotation.apply(alone(x)))
+        with Float64():
+            return equivalent(rotation.apply(alone(x)), alone(rotation.apply(x)))
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"{type(norm).__name__} does not take one tensor: {reason(error)}") from None
 
 
 def _offset(norm: torch.nn.Module) -> float:
     """0 for a norm that multiplies by its weight, 1 for one that multiplies by 1 + weight."""
-    return 0.0 if close(_alone(norm, 0.0)(torch.ones(1, norm.weight.shape[0])), torch.zeros(1)) else 1.0
+    return 1.0 if bool(_alone(norm, 0.0)(torch.ones(1, norm.weight.shape[0])).any()) else 0.0
 
 
-def _reading_norms(prober: HFProber, writing: list[str]) -> list[tuple[str, tuple[str, ...], float]]:
-    """Norms whose input is the residual stream, the sites they feed, and their offsets."""
+Reading = tuple[str, tuple[str, ...], float]
+"""A norm whose input is the residual stream, the sites that it feeds, and its offset."""
+
+
+def _reading_norms(prober: HFProber, writing: list[str]) -> list[Reading]:
+    """Every norm that reads the stream."""
     block = prober.block
     root = block.model.module.get_submodule(block.prefix.rstrip("."))
     inputs: dict[str, torch.Tensor] = {}
@@ -242,5 +276,5 @@ def _reading_norms(prober: HFProber, writing: list[str]) -> list[tuple[str, tupl
     return [
         (name, folds[name], block.norms[name].offset)
         for name, x in inputs.items()
-        if name in folds and x.shape == silent.shape and close(x, silent)
+        if name in folds and x.shape == silent.shape and equivalent(silent, x)
     ]

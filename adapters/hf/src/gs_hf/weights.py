@@ -45,14 +45,14 @@ class Weights:
         for name in wanted:
             value = self.value(name, name in as_stored)
             if value is not None:
-                self._put(name, value)
+                self.put(name, value)
                 loaded[name] = value
         return loaded
 
-    def widen(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """Put a float32 copy of a loaded parameter's value in its place, to be written into."""
-        wide = value.float()
-        self._put(name, wide)
+    def widen(self, name: str, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Put a copy of a loaded parameter's value, in a wider dtype, in its place, to be written into."""
+        wide = value.to(dtype)
+        self.put(name, wide)
         return wide
 
     def _names(self) -> list[str]:
@@ -84,7 +84,8 @@ class Weights:
         """The piece of the checkpoint that belongs to a place, as stored."""
         return place.of_source(to_torch(self.checkpoint[place.source].read()))
 
-    def _put(self, name: str, value: torch.Tensor) -> None:
+    def put(self, name: str, value: torch.Tensor) -> None:
+        """Make ``value`` the module's parameter or buffer of that name."""
         path, _, leaf = name.rpartition(".")
         owner = self.module.get_submodule(path)
         if leaf in owner._buffers:
@@ -95,7 +96,7 @@ class Weights:
     def forget(self, names: dict[str, torch.Tensor]) -> None:
         """Send parameters back to the meta device."""
         for name, value in names.items():
-            self._put(name, value.to("meta"))
+            self.put(name, value.to("meta"))
 
     def load_outside(self, blocks: list[str]) -> None:
         """Materialise what lies outside the blocks: small things now, large ones when their module is called."""
@@ -129,7 +130,7 @@ class Weights:
                     mapped.append(self.checkpoint[place.source].map())
                 value = to_torch(mapped[-1], self.device) if looks_up else self.value(name)
                 assert value is not None
-                self._put(name, value)
+                self.put(name, value)
 
         def looked_up(module: Any, given: Any, output: torch.Tensor) -> torch.Tensor:
             for table in mapped:

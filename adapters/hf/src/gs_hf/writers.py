@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 
 from gs_core.applying import Change
-from gs_core.probing import close, pattern
+from gs_core.comparing import equivalent
+from gs_core.probing import pattern
 from gs_hf.probing import HFProber
 from gs_hf.running import Outputs, take_up
 from gs_hf.watch import OnUse, Use
@@ -23,7 +24,7 @@ def writers(prober: HFProber) -> list[str]:
         changes: list[Change] = [lambda y: y, torch.zeros_like, lambda y: y.flip(-1)]
         base, nothing, turned = (_replay(prober, products, parameter, change) for change in changes)
         share = base - nothing
-        if bool((share != 0).any()) and close(turned - nothing, share.flip(-1)):
+        if bool((share != 0).any()) and equivalent(nothing + share.flip(-1), turned):
             found.append(parameter)
     patterns = {pattern(parameter) for parameter in found}
     return [p for p in prober.block.parameters if p in found or (pattern(p) != p and pattern(p) in patterns)]

@@ -9,9 +9,10 @@ import numpy as np
 
 from gs_core import Fold, LinearMap
 from gs_core.applying import Kept, Norm, change_outputs
+from gs_core.comparing import equivalent
 from gs_core.interfaces import Batch
 from gs_core.known_folds import in_order
-from gs_core.probing import Change, Prober, Seen, close, covered, layer_folds, pattern, reached_by_norm
+from gs_core.probing import Change, Prober, Seen, covered, layer_folds, pattern, reached_by_norm
 from gs_mindformers.running import ERRORS
 from gs_mindformers.standins import Swap, eager, swapped
 from gs_mindformers.tensors import to_numpy, to_parameter, to_tensor
@@ -133,6 +134,6 @@ def _offset(prober: MFProber, cell: ms.nn.Cell, gain: str) -> float | None:
                 out = to_numpy(cell(*inputs[0]))
         except ERRORS:  # a stranger's cell that computes only within its network
             return None
-        if close(out, np.zeros_like(out) + wanted):
+        if equivalent(np.zeros_like(out) + wanted, out):
             return offset
     return None

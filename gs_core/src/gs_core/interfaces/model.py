@@ -49,6 +49,16 @@ class Block(ABC):
         finally:
             self.exact, self.observing = before
 
+    def verifying(self) -> AbstractContextManager[None]:
+        """Compute in float64 while active, for verification on a few tokens.
+
+        Parameters that ``apply`` changes meanwhile are float64 copies. At the end the parameters are what they were.
+        Whoever applies a transform in this context takes it back before the end. An adapter whose framework or device
+        has no float64 does not override this method: ``run`` then returns float32, and ``gs_core.comparing`` allows
+        for its rounding.
+        """
+        return nullcontext()
+
     @abstractmethod
     def run(
         self,

@@ -12,7 +12,6 @@ from gs_core.arrays import dtype_name
 from gs_core.comparing import channel_error
 from gs_core.interfaces import Batch
 from gs_core.numerics import code_dtype
-from gs_core.proving import PROOF_TOLERANCE
 from gs_core.stages import HOOKS, check_hooks, implements
 from gs_core.testing.plugins import Rounding
 from gs_core.testing.suite import (
@@ -30,6 +29,7 @@ from gs_core.testing.suite import (
 from gs_core.testing.toy import ToyAdapter
 from gs_core.testing.toy_block import ToyBlock
 from gs_core.testing.toy_files import write_toy
+from gs_core.testing.transforms import MAX_CHANNEL_ERROR
 from gs_core.testing.treatment import rounded, run_deaf, treat
 from gs_schemas import QuantizationScheme, SchemaError, Strict, validate
 
@@ -187,7 +187,7 @@ class AlgorithmSuite(Suite):
             block = new_block()
             before = forward(block, self.batches[0])
             treat(tested, block, scheme, self.batches)
-            assert channel_error(before, forward(block, self.batches[0])) <= PROOF_TOLERANCE
+            assert channel_error(before, forward(block, self.batches[0])) <= MAX_CHANNEL_ERROR
 
     def test_what_smooths_finds_something_to_smooth(
         self, tested: Any, new_block: NewBlock, usual: list[QuantizationScheme]

@@ -1,6 +1,7 @@
 """One block of the toy: its weights, run, rewritten and handed back. Everything an adapter's block does, declared."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +51,7 @@ class ToyBlock(Block):
         self.model, self.index, self.name = model, index, model.blocks[index]
         self.stored = {n: t for n, t in model.checkpoint.tensors.items() if n.startswith(f"{self.name}.")}
         self.weights = {name: model.read(name) for name in self.stored} if loaded else {}
+        self.dtype = "float32"
         self.changed = frozenset(self.stored if model.rotation is not None else ())
         infos = [info for info in model.layers if info.block == index]
         self.layers: dict[str, Layer] = {info.name: ToyLayer(info, self) for info in infos}
@@ -75,7 +77,17 @@ class ToyBlock(Block):
         weights: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
         """Everything is computed in the library of ``asarray``: with torch's, autograd follows."""
-        return {"hidden": astype(self._compute(self._arriving(tokens, previous), on_site, weights or {}), "float32")}
+        x = self._compute(self._arriving(tokens, previous), on_site, weights or {})
+        return {"hidden": astype(x, self.dtype)}
+
+    @contextmanager
+    def verifying(self) -> Iterator[None]:
+        kept = self.weights
+        self.weights, self.dtype = {name: value.astype(np.float64) for name, value in kept.items()}, "float64"
+        try:
+            yield
+        finally:
+            self.weights, self.dtype = kept, "float32"
 
     def backward(
         self,
@@ -104,7 +116,7 @@ class ToyBlock(Block):
         given: Mapping[str, Array],
         on_product: Callable[[str, Array], None] = lambda layer, product: None,
     ) -> Array:
-        """Between sites in float64, at sites in float32: so every library and every processor bring the same there."""
+        """Between sites in float64, at sites in float32 unless it is verified: every library and processor agree there."""
         xp, wide = namespace(x), self.model.wide
 
         def norm(name: str, activation: Array) -> Array:
@@ -113,7 +125,7 @@ class ToyBlock(Block):
         listener = through(self.online, self.sites, on_site)
 
         def arrives(at: str, activation: Array) -> Array:
-            narrow = astype(activation, "float32")
+            narrow = astype(activation, self.dtype)
             if listener is not None:
                 answer = listener(f"{self.name}.{at}", xp.reshape(narrow, (-1, narrow.shape[-1])))
                 narrow = narrow if answer is None else xp.reshape(answer, narrow.shape)
@@ -173,7 +185,7 @@ class ToyBlock(Block):
         weight = self.read(producer)
         if weight.ndim == 1:
             # A norm is written in its own dtype: what that rounds away, the consumers must get.
-            new = astype(astype(weight / scale, self.stored[producer].dtype), "float32")
+            new = astype(astype(weight / scale, self.stored[producer].dtype), self.dtype)
             if not new.all():
                 raise ValueError(f"{fold.producer} has channels of zero, which no scale can be divided out of")
             scale = weight / new

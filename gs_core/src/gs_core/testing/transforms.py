@@ -10,9 +10,11 @@ from gs_core.arrays import device, namespace
 from gs_core.comparing import channel_error
 from gs_core.interfaces import Batch, Block, ChannelScale, Fold, FoldTransform, Model, SiteTransform, Transform
 from gs_core.linear_map import LinearMap
-from gs_core.proving import PROOF_TOLERANCE
 from gs_core.testing.opened import Case, OpenedSuite, contents
 from gs_core.testing.suite import after, forward, numpy, sentence
+
+MAX_CHANNEL_ERROR = 1e-3
+"""Bound of ``channel_error`` between equivalent blocks in working precision."""
 
 
 class TransformsSuite(OpenedSuite):
@@ -25,12 +27,12 @@ class TransformsSuite(OpenedSuite):
             applied, undo = block.apply(transform)
             assert isinstance(applied, ChannelScale)
             assert np.allclose(numpy(applied.scale), numpy(transform.scale), rtol=2**-7), "but for a norm's rounding"
-            assert channel_error(before, forward(block, batch)) <= PROOF_TOLERANCE, fold.producer
+            assert channel_error(before, forward(block, batch)) <= MAX_CHANNEL_ERROR, fold.producer
             scale = numpy(fold.expand(applied.scale))
             shift = 0 if applied.shift is None else numpy(fold.expand(applied.shift))
             for name, x in self.inputs(block, batch).items():
                 wanted = (inputs[name] - shift) / scale if name in fold.sites else inputs[name]
-                assert channel_error(wanted, x) <= PROOF_TOLERANCE, f"{fold.producer} at {name}"
+                assert channel_error(wanted, x) <= MAX_CHANNEL_ERROR, f"{fold.producer} at {name}"
             undo()
 
     def test_maps_keep_the_function(self, block: Block, batch: Batch) -> None:
@@ -40,10 +42,10 @@ class TransformsSuite(OpenedSuite):
             undo = tried(block, transform)
             if undo is None:
                 continue
-            assert channel_error(before, forward(block, batch)) <= PROOF_TOLERANCE, transform.where
+            assert channel_error(before, forward(block, batch)) <= MAX_CHANNEL_ERROR, transform.where
             for name, x in self.inputs(block, batch).items():
                 wanted = transform.map.apply(inputs[name]) if name in transform.sites else inputs[name]
-                assert channel_error(wanted, x) <= PROOF_TOLERANCE, f"{transform.where} at {name}"
+                assert channel_error(wanted, x) <= MAX_CHANNEL_ERROR, f"{transform.where} at {name}"
             undo()
 
     def test_a_map_of_keys_is_seen_and_undone(self, block: Block, batch: Batch) -> None:
@@ -63,7 +65,7 @@ class TransformsSuite(OpenedSuite):
                 assert list(found) == list(before)
                 for name, x in before.items():
                     wanted = transform.map.apply(x) if name == transform.site else x
-                    assert channel_error(wanted, found[name]) <= PROOF_TOLERANCE, name
+                    assert channel_error(wanted, found[name]) <= MAX_CHANNEL_ERROR, name
                 undo()
 
     def test_nothing_folds_behind_a_map(self, block: Block) -> None:
@@ -112,7 +114,7 @@ class TransformsSuite(OpenedSuite):
         batch = (tokens, None)
         for index, output in enumerate(outputs):
             got = forward(rotated.block(index, batch), batch)
-            assert channel_error(rotation.apply(output), got) <= PROOF_TOLERANCE
+            assert channel_error(rotation.apply(output), got) <= MAX_CHANNEL_ERROR
             batch = after(rotated.block(index, batch), batch)
         assert np.allclose(self.losses(rotated, tokens), wanted, rtol=self.tolerance, atol=self.tolerance)
 
@@ -131,7 +133,7 @@ def random_scale(fold: Fold, block: Block) -> ChannelScale:
 def random_stream(model: Model) -> LinearMap:
     """A rotation of the residual stream, with signs."""
     random = np.random.default_rng(0)
-    rotation = np.linalg.qr(random.standard_normal((max(model.hidden, 1),) * 2))[0].astype(np.float32)
+    rotation = np.linalg.qr(random.standard_normal((max(model.hidden, 1),) * 2))[0]
     return LinearMap((rotation,), random.choice([-1.0, 1.0], len(rotation)).astype(np.float32), orthogonal=True)
 
 
