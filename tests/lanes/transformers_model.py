@@ -28,9 +28,14 @@ def arguments(description: str, data: str, dtype: str) -> argparse.Namespace:
 def load(folder: str, dtype: str, dequantize: bool, transforms: bool = False) -> Any:
     """The causal language model in `folder`, ready to run on the CPU. `transforms`: what transformers 5.23 leaves out
     is done by the library that defines it."""
-    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, CompressedTensorsConfig
 
-    how = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if dequantize else {}
+    how: dict[str, Any] = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if dequantize else {}
+    if transforms:  # they are applied below, so the folder may be opened by the method that it withholds
+        how["config"] = AutoConfig.from_pretrained(folder)
+        quantization = getattr(how["config"], "quantization_config", {})
+        if "quant_method_with_transforms" in quantization:
+            quantization["quant_method"] = quantization.pop("quant_method_with_transforms")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **how).eval()
     if transforms:
         from compressed_tensors.transform import TransformConfig, apply_transform_config

@@ -127,7 +127,8 @@ def _format_of(folder: Path) -> tuple[CheckpointFormat, Checkpoint, dict[str, An
     given = config.get("quantization_config") or {}
     if not isinstance(given, dict):
         raise CheckpointError(f"{folder / 'config.json'}: quantization_config is {str(given)[:60]!r}, not an object")
-    method = given.get("quant_method") or next((path.name for path in sorted(folder.glob(DESCRIPTIONS))), None)
+    method = given.get("quant_method") or ("a method without a name" if given else None)
+    method = method or next((path.name for path in sorted(folder.glob(DESCRIPTIONS))), None)
     if method is None:
         return None
     for name in discovery.installed("format"):

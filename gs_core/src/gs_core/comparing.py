@@ -71,7 +71,10 @@ def unexplained_change(expected: Array, actual: Array, part: float = 1.0) -> flo
     """
     xp = namespace(expected)
     features = expected.shape[-1]
-    expected, actual = xp.reshape(expected, (-1, features)), xp.reshape(astype(actual, dtype_name(expected)), (-1, features))
+    expected, actual = (
+        xp.reshape(expected, (-1, features)),
+        xp.reshape(astype(actual, dtype_name(expected)), (-1, features)),
+    )
     magnitude = xp.max(xp.abs(expected), axis=0)
     allowed = part * ROUNDING_UNITS * float(xp.finfo(expected.dtype).eps) * xp.max(magnitude)
     excess = xp.max(xp.abs(actual - expected), axis=0) - allowed

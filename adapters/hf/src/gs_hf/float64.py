@@ -25,6 +25,8 @@ class Float64(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in CASTS:
             return args[0].double()
+        if func is torch.Tensor.view:  # with a dtype it reads bytes otherwise
+            return func(*args, **kwargs)
         if func is torch.Tensor.dtype.__get__:
             return _wide_dtype(func(*args))
         found = _floats([*args, *kwargs.values()])

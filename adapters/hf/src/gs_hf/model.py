@@ -30,6 +30,7 @@ from gs_hf.products import fast_products
 from gs_hf.residual import Residual, untied
 from gs_hf.running import Runner, fast_dtype, take_up
 from gs_hf.tokenizer import load_tokenizer
+from gs_hf.structure import why_not_rotated
 from gs_hf.weights import Weights
 
 NOT_CARRIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx", ".ckpt")
@@ -137,7 +138,11 @@ class HFModel(Model):
             yield
 
     def rotate(self, rotation: LinearMap) -> None:
-        self.residual = Residual(self, rotation)
+        residual, why = Residual(self, rotation), why_not_rotated(self)
+        if why:
+            raise ValueError(why)
+        residual.rotate_embedding()
+        self.residual = residual
         if self.residual.tied:
             head = self.residual.head_name
             self.warnings = [*self.warnings, f"embeddings and head are not rotated alike: {head} is written on its own"]

@@ -60,6 +60,9 @@ class Residual:
         for name, module in model.module.named_modules():
             if _is_norm(module, model.hidden) and not _rotates(module, rotation):
                 raise ValueError(f"{name} ({type(module).__name__}) does not divide by the root mean square alone")
+
+    def rotate_embedding(self) -> None:
+        """From now on, what the module's embedding returns is rotated."""
         self.embedding.register_forward_hook(lambda m, i, out: self._embedded(out))
 
     def _embedded(self, out: torch.Tensor) -> torch.Tensor | None:

@@ -124,8 +124,12 @@ def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
 
 
 @contextmanager
-def thin_parameters(module: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """Give every meta parameter a real value of one number; put the meta ones back afterwards."""
+def thin_parameters(module: torch.nn.Module, vary: bool = False) -> Iterator[dict[str, torch.Tensor]]:
+    """Give every meta parameter a real value of one number; put the meta ones back afterwards.
+
+    vary: vectors (weights of norms, biases) have random numbers between 0.5 and 1.5 instead.
+    """
+    random = torch.Generator().manual_seed(0)
     before: list[tuple[torch.nn.Module, str, torch.nn.Parameter]] = []
     known: dict[str, torch.Tensor] = {}
     shared: dict[int, torch.nn.Parameter] = {}
@@ -136,6 +140,8 @@ def thin_parameters(module: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]
             before.append((child, leaf, parameter))
             if id(parameter) not in shared:
                 value = torch.full((1,), 0.5, dtype=parameter.dtype).expand(parameter.shape)
+                if vary and parameter.ndim == 1:
+                    value = (0.5 + torch.rand(parameter.shape, generator=random)).to(parameter.dtype)
                 shared[id(parameter)] = torch.nn.Parameter(value, requires_grad=False)
                 known[f"{path}.{leaf}" if path else leaf] = shared[id(parameter)]
             child._parameters[leaf] = shared[id(parameter)]

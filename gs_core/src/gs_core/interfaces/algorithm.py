@@ -136,6 +136,15 @@ class Algorithm:
         (``set r3: false``). One that maps none has no part in caches."""
         return {}
 
+    @property
+    def residual_required(self) -> bool:
+        """True if the recipe asks by name for the rotation that ``residual`` returns.
+
+        Planning then refuses a model whose residual stream cannot be rotated. Otherwise it leaves the rotation out and
+        adds a note.
+        """
+        return False
+
     def residual(self, features: int) -> LinearMap | None:
         """The rotation that it wants of the whole model's residual stream. Asked once, while planning."""
         return None

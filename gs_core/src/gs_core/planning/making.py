@@ -77,8 +77,8 @@ def make(
     for why in checkpoint_format.conflicts(schemes):
         problems.add(why)
     acting = {n for row in rows for n in row.algorithms} | {n for row in caches for n in row.mapping}
-    _rotate(model, {n: a for n, a in algorithms.items() if n in acting}, problems)
-    remarks = [
+    remarks = _rotate(model, {n: a for n, a in algorithms.items() if n in acting}, problems)
+    remarks += [
         f"{n}: {remark}"
         for n, algorithm in algorithms.items()
         for remark in algorithm.remarks([row.layer for row in rows if n in row.algorithms])
@@ -132,20 +132,33 @@ def _smooth_once(
                     problems.add(why, row.layer.name)
 
 
-def _rotate(model: Model, algorithms: Mapping[str, Algorithm], problems: Problems) -> None:
-    """Give the residual stream the rotation that an algorithm wants."""
+def _rotate(model: Model, algorithms: Mapping[str, Algorithm], problems: Problems) -> list[str]:
+    """Give the residual stream the rotation that an algorithm wants.
+
+    Returns notes on rotations that this model cannot have. One that the recipe asks for by name is a problem instead.
+    """
     rotating: list[str] = []
+    notes = []
     for name, algorithm in algorithms.items():
         try:
             rotation = algorithm.residual(model.hidden)
-            if rotation is not None and not rotating:
-                model.rotate(rotation)
         except ValueError as error:
             problems.add(f"algorithm '{name}' rotates the residual stream: {error}. For hadamard set r1: false")
-        else:
-            rotating += [] if rotation is None else [name]
+            continue
+        if rotation is None:
+            continue
+        rotating.append(name)
+        try:
+            if len(rotating) == 1:
+                model.rotate(rotation)
+        except ValueError as error:
+            if algorithm.residual_required:
+                problems.add(f"algorithm '{name}' rotates the residual stream: {error}. For hadamard set r1: false")
+            else:
+                notes.append(f"{name}: the rotation of the residual stream is left out: {error}")
     if len(rotating) > 1:
         problems.add(f"{' and '.join(rotating)} both rotate the residual stream; let one of them")
+    return notes
 
 
 def _unmatched(recipe: Recipe, model: Model, problems: Problems) -> list[str]:

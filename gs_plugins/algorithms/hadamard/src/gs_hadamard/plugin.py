@@ -14,7 +14,9 @@ from gs_schemas import QuantizationScheme
 
 class Options(Strict):
     """
-    r1: rotate the residual stream, through embeddings, norms and head. Costs nothing at run time.
+    r1: rotate the residual stream, through embeddings, norms and head. Costs nothing at run time. Where a model's
+        stream cannot be rotated, the plan leaves the rotation out and says so; with ``r1: true`` in the recipe it
+        refuses the model.
     r2: rotate each head's values, from the layer that makes them to the one that takes them. Costs nothing.
     r3: rotate, when the model runs, each head's queries and keys after RoPE, which changes what a quantized KV cache
         holds and nothing else: in blocks of the largest power of two that divides a head. Needs a checkpoint format
@@ -56,6 +58,10 @@ class Hadamard(Algorithm):
     @property
     def maps_keys(self) -> Mapping[str, str]:
         return {"hadamard": "for hadamard set r3: false"} if self.options.r3 else {}
+
+    @property
+    def residual_required(self) -> bool:
+        return "r1" in self.options.model_fields_set
 
     def residual(self, features: int) -> LinearMap | None:
         if not self.options.r1 or not features:

@@ -1,6 +1,7 @@
 """The format as a stage plugin: pack a tensor, write a shard for each block, finish the folder, read one back."""
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,17 +83,21 @@ class CompressedTensors(CheckpointFormat):
         found = []
         if online:
             found.append(
-                "layers want their inputs transformed at run time, as transform_config in config.json says: "
-                "transformers 5.23 does not read it and would compute nonsense; vLLM does. To do without, set "
-                "r4: false for hadamard"
+                "the inputs of layers are transformed at run time (transform_config in config.json). transformers 5.23 "
+                "ignores that, so the folder names no quant_method, and engines refuse it; gsq eval reads it. "
+                "For a folder that engines load, set r4: false for hadamard"
             )
         if keys:
             found.append(
-                "cached keys have the scales of rotated ones, and queries must be rotated too, as transform_config in "
-                "config.json says: transformers 5.23 and vLLM 0.32 leave that out, and would quantize other keys with "
-                "these scales; the compressed-tensors library does it. To do without, set r3: false for hadamard"
+                "queries and cached keys are rotated at run time (transform_config in config.json). transformers 5.23 "
+                "and vLLM 0.32 ignore that, so the folder names no quant_method, and engines refuse it; gsq eval reads "
+                "it. For a folder that engines load, set r3: false for hadamard"
             )
         return found
+
+    def recognises(self, folder: Path, config: Mapping[str, Any]) -> bool:
+        """True for folders of compressed-tensors, with or without transforms at run time."""
+        return transforms.method(config.get("quantization_config") or {}) == METHOD
 
     @hookimpl
     def pack(self, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str) -> dict[str, Array]:
@@ -134,7 +139,8 @@ class CompressedTensors(CheckpointFormat):
         quantization["kv_cache_scheme"] = caches.to_config(final.caches)
         aliases = {**final.aliases, **{cache.name: cache.alias for cache in final.caches if cache.alias}}
         online = transforms.to_config(final.online, final.keys, aliases)
-        quantization |= {} if online is None else {"transform_config": online}
+        if online is not None:
+            quantization = transforms.requiring(quantization, online)
         config = final.config | {"quantization_config": quantization}
         write_json(output.folder / "config.json", config)
         for file in final.files:
@@ -144,6 +150,7 @@ class CompressedTensors(CheckpointFormat):
     def read(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[Checkpoint, dict[str, LayerNumbers]]:
         quantization = config["quantization_config"]
         check_types(quantization)
+        transforms.check(quantization)
         numbers: dict[str, LayerNumbers] = {}
         removed = caches.names(checkpoint) if quantization.get("kv_cache_scheme") else set()
         added: dict[str, DerivedTensor] = {}

@@ -13,6 +13,11 @@ import numpy as np
 from gs_compressed_tensors.config import spellings, target_matches
 from gs_core import CheckpointError, LinearMap
 
+REQUIRING = "quant_method_with_transforms"
+"""Takes the place of ``quant_method`` in the ``quantization_config`` of a checkpoint that is nonsense without its
+transforms. transformers 5.23 ignores ``transform_config``. It also loads a ``quant_method`` that it does not know, with
+a warning, as if nothing was quantized. It refuses a ``quantization_config`` without ``quant_method``.
+"""
 INPUT, KEYS = ("input",), ("q_attn", "k_cache")
 Described = Mapping[str, Mapping[str, Any]]
 """``LinearMap.describe()`` by the name of a layer or of an attention module."""
@@ -24,6 +29,27 @@ def to_config(inputs: Described, keys: Described, aliases: Mapping[str, str]) ->
     groups = {f"hadamard_{size}": _group(size, spellings(found, aliases), INPUT) for size, found in _by_block(inputs)}
     groups |= {f"keys_{size}": _group(size, spellings(found, aliases), KEYS) for size, found in _by_block(keys)}
     return {"config_groups": groups} if groups else None
+
+
+def requiring(quantization: Mapping[str, Any], transform_config: Mapping[str, Any]) -> dict[str, Any]:
+    """``quantization_config`` that only a reader of ``transform_config`` accepts."""
+    found = {name: value for name, value in quantization.items() if name != "quant_method"}
+    return {REQUIRING: quantization["quant_method"], **found, "transform_config": dict(transform_config)}
+
+
+def method(quantization: Mapping[str, Any]) -> Any:
+    """The method that the weights of a checkpoint are stored by."""
+    return quantization.get("quant_method") or quantization.get(REQUIRING)
+
+
+def check(quantization: Mapping[str, Any]) -> None:
+    """Raise ``CheckpointError`` if the checkpoint requires transforms and does not have them."""
+    groups = (quantization.get("transform_config") or {}).get("config_groups")
+    if REQUIRING in quantization and not groups:
+        raise CheckpointError(
+            f"config.json: quantization_config has '{REQUIRING}' but no transform_config. The weights are stored for "
+            "transformed inputs and are meaningless without it. Restore config.json, or quantize the model again"
+        )
 
 
 def _by_block(described: Described) -> Iterable[tuple[int, list[str]]]:
