@@ -21,7 +21,7 @@ def planned(data, **fields):
 def test_the_plan_warns_of_engines_that_leave_the_rotation_out(data):
     made = planned(data)
     (warning,) = (w for w in made.warnings if "transform_config" in w)
-    assert "transformers 5.23 and vLLM 0.32 leave that out" in warning
+    assert "engines refuse it; gsq eval reads it" in warning
     assert warning.endswith("set r3: false for hadamard")
     assert not planned(data, algorithms=["kv_cache"]).warnings
 

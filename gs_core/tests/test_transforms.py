@@ -139,11 +139,16 @@ def test_a_format_that_holds_no_such_map_is_a_problem_of_the_plan(toy, plugins, 
     assert problem.endswith("use another algorithm")
 
 
-def test_a_model_that_cannot_be_rotated_says_why(toy, plugins, monkeypatch):
+def test_a_rotation_that_a_model_cannot_have_is_left_out_unless_it_is_required(toy, plugins, monkeypatch):
     def refuse(model, rotation):
         raise ValueError("its norms subtract the mean")
 
     monkeypatch.setattr(ToyModel, "rotate", refuse)
+    recipe = Recipe.parse({"format": "plain"} | TURNED)
+    made = api.plan(toy, recipe, adapter=ToyAdapter())
+    left_out = "turn: the rotation of the residual stream is left out: its norms subtract the mean"
+    assert left_out in made.warnings, "the recipe goes on without it"
+    monkeypatch.setattr("gs_core.testing.plugins.Turning.residual_required", True)
     (problem,) = problems(toy)
     assert "'turn' rotates the residual stream: its norms subtract the mean" in problem
 

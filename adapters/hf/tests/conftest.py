@@ -25,6 +25,7 @@ EXPERTS = GATED | {"moe_intermediate_size": 32, "num_experts_per_tok": 2, "num_e
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", GATED),
     "gemma": ("Gemma", GATED),
+    "gemma3_text": ("Gemma3", GATED),
     "qwen2": ("Qwen2", GATED),
     "opt": ("OPT", COMMON | {"ffn_dim": 96, "word_embed_proj_dim": 64}),
     "gpt_neox": ("GPTNeoX", COMMON | {"intermediate_size": 96}),
@@ -42,7 +43,8 @@ def build() -> Callable[..., transformers.PreTrainedModel]:
     def make(family: str, dtype: str = "float32", **changes: Any) -> transformers.PreTrainedModel:
         name, config = CONFIGS[family]
         torch.manual_seed(0)
-        made = getattr(transformers, f"{name}Config")(**config | changes)
+        kind = "Gemma3TextConfig" if family == "gemma3_text" else f"{name}Config"
+        made = getattr(transformers, kind)(**config | changes)
         model = getattr(transformers, f"{name}ForCausalLM")(made).eval()
         with torch.no_grad():
             for parameter in model.parameters():

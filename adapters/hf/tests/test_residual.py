@@ -1,16 +1,18 @@
 """Rotating the residual stream: what reads it and what writes to it is found by trying, and every block is proved."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from gs_core import CheckpointError, LinearMap
+from gs_core import ChannelScale, CheckpointError, LinearMap
 from gs_core.arrays import RawTensor, from_raw
+from gs_core.proving import apply_proved
 from gs_core.storage import Checkpoint
 from gs_core.testing.suite import after
-from gs_core.testing.transforms import random_stream
+from gs_core.testing.transforms import random_scale, random_stream
 from gs_hf import residual
 
 TOKENS = np.random.default_rng(0).integers(3, 96, (2, 24))
@@ -88,6 +90,98 @@ def test_a_block_that_would_compute_something_else_is_an_error(saved, opened):
     model.rotate(random_stream(model))
     with pytest.raises(CheckpointError, match=r"would compute something else .*r1: false"):
         model.block(0, (TOKENS, None))
+
+
+def massive(module: torch.nn.Module, factor: float) -> None:
+    """Make one channel of the residual stream larger than the others by ``factor``. Norms let the others through."""
+    module.model.embed_tokens.weight.data[:, 7] *= factor
+    for layer in module.model.layers:
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+            norm.weight.data *= factor
+            norm.weight.data[7] /= factor
+
+
+@pytest.fixture
+def with_massive_channel(saved, opened, tmp_path):
+    """``(factor)``: an opened Llama of two blocks in float32 with a massive channel."""
+    from transformers import AutoModelForCausalLM
+
+    def open_it(factor: float):
+        folder = saved("llama", "float32", num_hidden_layers=2)
+        module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        massive(module, factor)
+        module.save_pretrained(tmp_path / f"massive-{factor:g}")
+        return opened(tmp_path / f"massive-{factor:g}")
+
+    return open_it
+
+
+FACTORS = pytest.mark.parametrize("factor", [1.0, 1e3, 1e6])
+
+
+@FACTORS
+def test_a_right_rotation_is_accepted_however_large_a_channel_is(with_massive_channel, factor):
+    model = with_massive_channel(factor)
+    model.rotate(random_stream(model))
+    losses(model)
+    assert model.float64 is True
+
+
+@FACTORS
+@pytest.mark.parametrize("error", [1e-6, 1e-2])
+def test_a_wrong_rotation_is_refused_however_large_a_channel_is(with_massive_channel, factor, error, monkeypatch):
+    """One row of one weight is off by little: in float32 rounding would hide that."""
+    model = with_massive_channel(factor)
+    model.rotate(random_stream(model))
+    right = residual.Residual._rewrite
+
+    def wrong(self, block, *given):
+        right(self, block, *given)
+        block.parameter("model.layers.0.mlp.down_proj.weight")[3] *= 1 + error
+
+    monkeypatch.setattr(residual.Residual, "_rewrite", wrong)
+    with pytest.raises(CheckpointError, match="would compute something else"):
+        model.block(0, (TOKENS, None))
+
+
+@FACTORS
+def test_a_right_fold_is_kept_and_a_wrong_one_dropped_however_large_a_channel_is(with_massive_channel, factor):
+    block = with_massive_channel(factor).block(0, (TOKENS, None))
+    fold = next(fold for fold in block.folds() if fold.producer.endswith("input_layernorm"))
+    wrong = replace(fold, sites=fold.sites[:-1]) if len(fold.sites) > 1 else replace(fold, sites=())
+    before = {name: value.clone() for name, value in block.parameters.items()}
+    proved = apply_proved(block, [random_scale(wrong, block)], (TOKENS, None))
+    assert proved.applied == [] and "would change by" in proved.dropped[0][1]
+    assert all(torch.equal(value, before[name]) for name, value in block.parameters.items())
+    proved = apply_proved(block, [random_scale(fold, block)], (TOKENS, None))
+    assert len(proved.applied) == 1 and proved.dropped == []
+    assert 0 < proved.rounding_error < 1e-5
+
+
+def test_a_wrong_fold_smaller_than_float32_rounding_is_dropped(saved, opened):
+    block = opened(saved("llama", "float32", num_hidden_layers=1)).block(0, (TOKENS, None))
+    fold = next(fold for fold in block.folds() if fold.producer.endswith("input_layernorm"))
+    scale = torch.full((fold.channels,), 1 + 2**-20)
+    wrong = ChannelScale(replace(fold, sites=()), scale)
+    assert apply_proved(block, [wrong], (TOKENS, None)).applied == []
+    assert len(apply_proved(block, [ChannelScale(fold, scale)], (TOKENS, None)).applied) == 1
+
+
+def test_the_divergence_that_rounding_leaves_is_reported(saved, opened):
+    model = opened(saved("llama", "float32", num_hidden_layers=2))
+    model.rotate(random_stream(model))
+    assert model.rotation_divergence is None
+    losses(model)
+    assert 0 <= abs(model.rotation_divergence) < 1e-8
+
+
+def test_sandwich_norms_are_refused_while_planning(saved, opened):
+    """A norm stands between a layer and the stream. Nothing is changed."""
+    model = opened(saved("gemma3_text", "float32"))
+    with pytest.raises(ValueError, match="sandwich norms"):
+        model.rotate(random_stream(model))
+    assert model.residual is None
+    assert all(parameter.is_meta for parameter in model.module.parameters())
 
 
 def test_config_of_a_nested_model_is_untied_everywhere():

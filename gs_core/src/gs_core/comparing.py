@@ -5,7 +5,7 @@ from gs_core.arrays import Array, astype, dtype_name, namespace
 from gs_core.errors import CalibrationError
 
 EQUIVALENCE_TOLERANCE = 1e-9
-"""Two outputs are equivalent if no channel differs by more than this, relative to its own magnitude, beyond rounding."""
+"""Equivalent outputs differ in no channel by more than this, relative to its own magnitude, beyond rounding."""
 ROUNDING_UNITS = 2**11
 """Allowance for rounding in every channel, in units of the dtype's epsilon times the magnitude of the largest channel.
 

@@ -29,6 +29,8 @@ class Outcome:
     caches: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
+    rounding_errors: list[dict[str, Any]] = field(default_factory=list)
+    """Error that working precision adds to a block with transforms (``Proved.rounding_error``), by algorithm."""
 
 
 def pack_layer(

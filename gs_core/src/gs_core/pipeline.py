@@ -185,7 +185,8 @@ class _Line:
             watch.account(transform)
         watch.renew_caches(proved.applied)
         if proved.rounding_error is not None:
-            record(rounding_error=proved.rounding_error)
+            error = {"block": block.name, "algorithm": name, "error": proved.rounding_error}
+            self.outcome.rounding_errors.append(error)
         for transform, why in [*refused, *proved.dropped]:
             self.outcome.notes.append(f"{block.name}: {name} at {transform.where} was dropped: {why}")
 
@@ -284,6 +285,7 @@ def _record(journal: Journal, part: int, files: Sequence[str], outcome: Outcome,
         caches=outcome.caches,
         notes=outcome.notes,
         records=outcome.records,
+        rounding_errors=outcome.rounding_errors,
         seconds=round(seconds, 3),
     )
 

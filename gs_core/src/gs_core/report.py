@@ -36,6 +36,7 @@ def write(plan: Plan, journal: Journal, tokens: np.ndarray | None, files: list[s
     weights = {f: facts for record in journal.records for f, facts in record["files"].items()}
     digests = {name: file_digest(journal.out / name) for name in files if name != REPORT}
     digests |= {name: facts["sha256"] for name, facts in weights.items()}
+    lost = plan.model.rotation_divergence
     data = {
         "recipe": plan.recipe.model_dump(mode="json", exclude_defaults=True),
         "calibration": None if tokens is None else {"samples": tokens.shape[0], "seq_len": tokens.shape[1]},
@@ -48,6 +49,7 @@ def write(plan: Plan, journal: Journal, tokens: np.ndarray | None, files: list[s
         "layers": layers,
         **({"caches": caches} if caches else {}),
         "records": [facts for record in journal.records for facts in record["records"]],
+        "rounding_errors": [error for record in journal.records for error in record.get("rounding_errors", ())],
         "notes": [
             *bad_layers.notes_on(plan, layers),
             *plan.notes,
@@ -60,6 +62,7 @@ def write(plan: Plan, journal: Journal, tokens: np.ndarray | None, files: list[s
             "seconds": round(sum(record["seconds"] for record in journal.records), 3),
             "seconds_of_this_process": round(seconds, 3),
             "peak_memory_bytes": memory.peak(),
+            **({} if lost is None else {"rotation_divergence": lost}),
         },
     }
     write_json(journal.out / REPORT, data)

@@ -179,7 +179,9 @@ class HFBlock(WritableBlock):
         assert self._probe is not None, "the block was opened without weights"
         self._working = self.parameters
         try:
-            on_few(lambda batch: self.compute(batch[0], take_up(batch[1], self.model.device)), self._probe, SAMPLES, TOKENS)
+            on_few(
+                lambda batch: self.compute(batch[0], take_up(batch[1], self.model.device)), self._probe, SAMPLES, TOKENS
+            )
         except CalibrationError:
             return False
         finally:

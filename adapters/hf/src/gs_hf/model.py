@@ -147,6 +147,10 @@ class HFModel(Model):
             head = self.residual.head_name
             self.warnings = [*self.warnings, f"embeddings and head are not rotated alike: {head} is written on its own"]
 
+    @property
+    def rotation_divergence(self) -> float | None:
+        return None if self.residual is None else self.residual.divergence
+
     def files(self) -> Sequence[Path]:
         shards = {p.name for p in self.checkpoint.files} | {"config.json", INDEX, "gsq_report.json"}
         found = sorted(

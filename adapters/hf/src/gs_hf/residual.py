@@ -21,6 +21,7 @@ from gs_core.interfaces import Batch
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor
 from gs_hf.float64 import Float64
 from gs_hf.folding import norm_folds
+from gs_hf.precision import Streams, divergence, logits
 from gs_hf.probing import HFProber
 from gs_hf.running import Outputs, to_torch
 from gs_hf.writers import compute, passing, writers
@@ -44,6 +45,9 @@ class Residual:
             raise ValueError("the whole model is treated as one block")
         self.model, self.rotation, self.active = model, rotation, True
         self.exact = rotation.as_float64()
+        self._streams = Streams()
+        self.divergence: float | None = None
+        """See ``gs_core.Model.rotation_divergence``."""
         self.embedding = model.module.get_input_embeddings()
         head = model.module.get_output_embeddings()
         if head is None or not isinstance(head, torch.nn.Linear) or head.in_features != model.hidden:
@@ -92,12 +96,34 @@ class Residual:
                 entering = self._entering(prober, outputs) if self._is_last(block) else None
                 writing = writers(prober)
                 norms = _reading_norms(prober, writing)
+                before = self._streams.before(block.index, prober.batch[0]) if self.model.float64 else None
+                exact = None if before is None else block.compute(prober.batch[0], before[0])
+                predicted = None if exact is None or entering is None else self._entering(prober, exact)
             finally:
                 self.active = True
             self._rewrite(block, self.exact, norms, writing)
             prober.batch = self._with_hidden(prober.batch, self.exact.apply)
             self._verify(block, prober, entering)
         self._rewrite(block, self.rotation, norms, writing)
+        if before is not None and exact is not None:
+            working = block.compute(prober.batch[0], before[1])
+            self._streams.after(block.index, prober.batch[0], exact, working)
+            if predicted is not None:
+                self.divergence = self._divergence(prober, predicted, working)
+
+    def _divergence(self, prober: HFProber, predicted: torch.Tensor, working: Outputs) -> float:
+        """Of the rotated model in working precision, from the float model: ``predicted`` enters the float model's head,
+        ``working`` is what the last rotated block returned."""
+        name = self.embedding_name if self.tied else self.head_name
+        head = self.model.checkpoint[self.model.naming.by_parameter[name][0].source]
+        weight = (self.norm.weight + _offset(self.norm)).cpu()
+        with self._plain_norm():
+            entering = self._entering(prober, working)
+
+        def rotated() -> Iterator[torch.Tensor]:
+            return (self.rotation.apply(part.float() * weight) for part in _rows(head))
+
+        return divergence(logits(predicted, lambda: _rows(head)), logits(entering, rotated))
 
     def _is_last(self, block: "HFBlock") -> bool:
         return block.index == len(self.model.blocks) - 1
@@ -192,12 +218,8 @@ class Residual:
         """``(rows, hidden)`` rotated, some rows at a time."""
 
         def slices() -> Iterator[RawTensor]:
-            rows, columns = tensor.shape
-            step = max(1, SLICE // columns)
-            for start in range(0, rows, step):
-                # Mapped anew each time: what was read of the file is given back with the slice.
-                part = to_torch(tensor.map())[start : start + step].float()
-                part = part if scale is None else part * scale
+            for part in _rows(tensor):
+                part = part.float() if scale is None else part.float() * scale
                 yield to_raw(astype(self.rotation.apply(part), tensor.dtype))
 
         def make() -> RawTensor:
@@ -210,6 +232,15 @@ class Residual:
 def _reading(rotation: LinearMap, norm: torch.Tensor) -> Change:
     """Maps the rows of a weight that reads the stream through a norm with that weight."""
     return lambda rows: rotation.apply(rows * norm)
+
+
+def _rows(tensor: StoredTensor | DerivedTensor) -> Iterator[torch.Tensor]:
+    """Slices of a matrix of the checkpoint, each with at most ``SLICE`` elements where a row has no more."""
+    rows, columns = tensor.shape
+    step = max(1, SLICE // columns)
+    for start in range(0, rows, step):
+        # Mapped again for each slice, so that the memory of the slice before is given back.
+        yield to_torch(tensor.map())[start : start + step]
 
 
 def untied(config: dict[str, Any]) -> dict[str, Any]:

@@ -125,6 +125,16 @@ class Model(ABC):
     """How many features the residual stream has; 0 where the adapter cannot rotate it."""
 
     @property
+    def rotation_divergence(self) -> float | None:
+        """Divergence that working precision adds to the rotated model, on a few tokens.
+
+        Kullback-Leibler divergence of its predictions from those of the float model computed in float64, in nats for
+        each token. ``None`` without a rotation, before the last block was opened, after a resumed run (blocks before
+        were not opened), or where the adapter does not measure it.
+        """
+        return None
+
+    @property
     @abstractmethod
     def blocks(self) -> Sequence[str]:
         """Names of the decoder blocks in order."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gs_compressed_tensors.transforms import input_map, key_map, to_config
+from gs_compressed_tensors.transforms import check, input_map, key_map, method, requiring, to_config
 from gs_core import CheckpointError
 
 ATTENTION = "model.layers.0.self_attn"
@@ -61,6 +61,22 @@ def test_attention_modules_are_named_as_engines_spell_them_too():
 def test_other_writers_name_attention_by_a_pattern():
     """llm-compressor's SpinQuant does."""
     assert key_map(keys("re:.*self_attn$"), ATTENTION, 64).block == 32
+
+
+def test_a_checkpoint_that_requires_transforms_names_no_quant_method():
+    """transformers refuses a quantization_config without it, and would pass over a name that it does not know."""
+    plain = {"quant_method": "compressed-tensors", "format": "int-quantized"}
+    found = requiring(plain, inputs("a.down")["transform_config"])
+    assert "quant_method" not in found and method(found) == method(plain) == "compressed-tensors"
+    check(found)
+    check(plain)
+
+
+@pytest.mark.parametrize("left", [None, {}, {"config_groups": {}}])
+def test_a_checkpoint_whose_transforms_were_removed_is_refused(left):
+    found = requiring({"quant_method": "compressed-tensors"}, inputs("a.down")["transform_config"])
+    with pytest.raises(CheckpointError, match="no transform_config"):
+        check(found | {"transform_config": left})
 
 
 def test_no_maps_no_transform_config():
