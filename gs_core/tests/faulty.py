@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+from contextlib import contextmanager
 from typing import ClassVar
 
 import numpy as np
@@ -262,6 +263,23 @@ class TestNoisy(Adapter):
             "hidden": run(block, *arguments)["hidden"] + np.random.default_rng().normal(0, 1e-6, 32).astype(np.float32)
         }
     }
+
+
+verifying = ToyBlock.verifying
+
+
+@contextmanager
+def leaving_traces(block):
+    with verifying(block):
+        yield
+    block.weights = {name: value * np.float32(1.5) for name, value in block.weights.items()}
+
+
+class TestLeavingTraces(Adapter):
+    """Verification changes the weights."""
+
+    fails = {"test_verifying_leaves_the_block_as_it_was[first]"}
+    faults = {(ToyBlock, "verifying"): leaving_traces}
 
 
 folds = ToyBlock.folds

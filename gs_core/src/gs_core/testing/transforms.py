@@ -1,13 +1,14 @@
 """What is folded into a block, or left at its sites, keeps its function and can be taken back."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 from gs_core.arrays import device, namespace
-from gs_core.comparing import channel_error
+from gs_core.comparing import channel_error, unexplained_change
 from gs_core.interfaces import Batch, Block, ChannelScale, Fold, FoldTransform, Model, SiteTransform, Transform
 from gs_core.linear_map import LinearMap
 from gs_core.testing.opened import Case, OpenedSuite, contents
@@ -95,6 +96,18 @@ class TransformsSuite(OpenedSuite):
         for undo in reversed(undos):
             undo()
         assert state() == before, "all of them, the last one first"
+
+    def test_verifying_leaves_the_block_as_it_was(self, block: Block, batch: Batch) -> None:
+        """Transforms are applied and taken back within; the output is float64 or as precise as ever."""
+        before = forward(block, batch).tobytes()
+        with block.verifying():
+            expected = block.run(*batch)["hidden"]
+            for transform in [*map(partial(random_scale, block=block), block.folds()), *random_maps(block)]:
+                undo = tried(block, transform)
+                if undo is not None:
+                    undo()
+            assert unexplained_change(expected, block.run(*batch)["hidden"]) == 0.0
+        assert forward(block, batch).tobytes() == before
 
     def test_a_rotated_stream_keeps_the_function(self, case: Case, model: Model, tokens: np.ndarray) -> None:
         """Every block takes and returns the rotated stream, and the losses are what they were."""
