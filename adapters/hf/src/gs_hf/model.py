@@ -29,8 +29,8 @@ from gs_hf.naming import name_places
 from gs_hf.products import fast_products
 from gs_hf.residual import Residual, untied
 from gs_hf.running import Runner, fast_dtype, take_up
-from gs_hf.tokenizer import load_tokenizer
 from gs_hf.structure import why_not_rotated
+from gs_hf.tokenizer import load_tokenizer
 from gs_hf.weights import Weights
 
 NOT_CARRIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx", ".ckpt")
