@@ -16,6 +16,7 @@ from gs_core import CheckpointError, evaluate, numerics
 
 W8A8_MLP = {"overrides": [{"match": "*.mlp.*", "scheme": "W8A8", "algorithms": ["rtn"]}]}
 INT3 = {"scheme": {"weights": {"format": "int3", "granularity": "group", "group_size": 128}}}
+ASYMMETRIC_CHANNEL = {"scheme": {"weights": {"format": "int4", "granularity": "channel", "symmetric": False}}}
 GROUP_32 = {"scheme": {"weights": {"format": "int4", "granularity": "group", "group_size": 32}}}
 
 
@@ -25,15 +26,26 @@ GROUP_32 = {"scheme": {"weights": {"format": "int4", "granularity": "group", "gr
         ("tiny-llama", "w4a16-gptq", {}, ()),
         ("tiny-llama", "w4a16-rtn", GROUP_32, ()),
         ("tiny-llama", "w4a16-gptq", INT3, ()),
-        # compressed-tensors 0.20 cannot keep asymmetric weights packed, it can only dequantize them
-        ("tiny-llama", "w4a16-asym-rtn", {}, ("--dequantize",)),
+        ("tiny-llama", "w4a16-asym-rtn", {}, ()),
+        ("tiny-llama", "w4a16-asym-rtn", ASYMMETRIC_CHANNEL, ()),
         ("tiny-llama", "w8a8-rtn", {}, ()),
         ("tiny-llama", "w4a16-rtn", W8A8_MLP, ()),
         ("tiny-llama-outliers", "w8a8-smoothquant", {}, ()),
         ("tiny-llama-outliers", "w8a8-static-smoothquant", {}, ()),
         ("tiny-llama", "w4a16-kv8-gptq", {}, ()),
     ],
-    ids=["w4a16", "group-32", "w3a16", "asymmetric", "w8a8", "mixed", "w8a8-smooth", "w8a8-static-smooth", "w4a16-kv8"],
+    ids=[
+        "w4a16",
+        "group-32",
+        "w3a16",
+        "asymmetric",
+        "asymmetric-channel",
+        "w8a8",
+        "mixed",
+        "w8a8-smooth",
+        "w8a8-static-smooth",
+        "w4a16-kv8",
+    ],
 )
 def test_transformers_computes_what_we_compute(exported, data, transformers_perplexity, model, recipe, changes, flags):
     folder = exported(model, recipe, **changes)
@@ -42,6 +54,28 @@ def test_transformers_computes_what_we_compute(exported, data, transformers_perp
     print(f"ours {ours:.4f}, theirs {theirs:.4f}")
     assert theirs == pytest.approx(ours, rel=0.005)
     assert 14.62 < theirs < (15.1 if changes is INT3 else 14.9)
+
+
+@pytest.mark.parametrize("recipe", ["w8a16-rtn", "w2a16-gptq", "w4a4-rtn", "w8a16-kv-fp8-rtn"])
+def test_every_other_kind_of_preset_opens_in_transformers_as_its_report_says(
+    exported, data, transformers_perplexity, recipe
+):
+    folder = exported("tiny-llama", recipe)
+    engines = json.loads((folder / "gsq_report.json").read_text())["engines"]
+    assert [engine["opens"] for engine in engines if engine["name"].startswith("transformers")] == [True]
+    ours = evaluate(folder, data.evaluation).perplexity
+    assert transformers_perplexity(folder) == pytest.approx(ours, rel=0.005)
+
+
+def test_zero_points_beside_another_scheme_do_not_open_in_transformers_and_the_report_says_so(
+    exported, engine, windows
+):
+    beside = {"overrides": [{"match": "*.mlp.*", "scheme": "W8A16", "algorithms": ["rtn"]}]}
+    folder = exported("tiny-llama", "w4a16-asym-rtn", **beside)
+    report = json.loads((folder / "gsq_report.json").read_text())
+    assert report["engines"][0]["opens"] is False
+    with pytest.raises(AssertionError, match="weight_zero_point"):
+        engine("transformers_perplexity.py", folder, windows)
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def test_vllm_caches_keys_and_values_under_our_scales(exported, engine, prompts,
     ("recipe", "changes", "dtype", "flags"),
     [
         ("w4a16-gptq", {}, "float16", ()),
-        ("w4a16-asym-rtn", {}, "float16", ("--dequantize",)),
+        ("w4a16-asym-rtn", {}, "float16", ()),
         ("w8a8-rtn", {}, "float32", ()),
         ("w8a8-static-rtn", {}, "float32", ()),
         ("w4a16-rtn", MIXED, "float16", ()),

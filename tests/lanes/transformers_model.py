@@ -18,8 +18,7 @@ def arguments(description: str, data: str, dtype: str) -> argparse.Namespace:
     parser.add_argument(
         "--dequantize",
         action="store_true",
-        help="the library dequantizes the weights while it loads, and leaves activations as they are: "
-        "the only way that compressed-tensors 0.20 opens asymmetric packed weights",
+        help="dequantize the weights while loading, and leave activations as they are",
     )
     parser.add_argument("--transforms", action="store_true", help="apply the checkpoint's transform_config, if any")
     return parser.parse_args()

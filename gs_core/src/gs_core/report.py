@@ -1,7 +1,7 @@
 """What happened: totals, every layer, the worst ones. Written beside the weights, and printed by the command."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def write(plan: Plan, journal: Journal, tokens: np.ndarray | None, files: list[s
         "bytes_after": sum(facts["bytes"] for facts in weights.values()),
         "schemes": dict(Counter(row["scheme"] for row in layers)),
         "kept_in_float": [row for row in plan.table() if row["scheme"] == "float"],
+        "engines": [asdict(engine) for engine in plan.engines],
         "layers": layers,
         **({"caches": caches} if caches else {}),
         "records": [facts for record in journal.records for facts in record["records"]],

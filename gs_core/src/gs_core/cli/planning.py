@@ -1,6 +1,7 @@
 """``gsq plan``: what ``gsq quantize`` would do."""
 
 from contextlib import nullcontext
+from dataclasses import asdict
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from gs_core.cli.arguments import (
 )
 from gs_core.cli.errors import one_line_errors
 from gs_core.cli.output import print_json, print_table
-from gs_core.cli.text import collapse, count, plural, size
+from gs_core.cli.text import collapse, count, opens_in, plural, size
 
 if TYPE_CHECKING:
     from gs_core.planning import Plan, Row
@@ -77,6 +78,7 @@ def plan(
                 "recipe": made.recipe.model_dump(mode="json"),
                 "device": made.device,
                 "layers": made.table(),
+                "engines": [asdict(engine) for engine in made.engines],
                 "notes": list(made.notes),
                 "warnings": list(made.warnings),
                 "totals": counted,
@@ -94,6 +96,8 @@ def plan(
     for warning in made.warnings:
         typer.secho("warning: ", fg="yellow", bold=True, nl=False)
         typer.echo(warning)
+    if opens := opens_in([asdict(engine) for engine in made.engines]):
+        typer.echo(f"opens {'; '.join(opens)}")
     typer.echo(summary(counted))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gs_core.cli.output import print_table
-from gs_core.cli.text import alike, collapse, duration, plural, size
+from gs_core.cli.text import alike, collapse, duration, opens_in, plural, size
 from gs_core.journal import REPORT
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def print_summary(report: "Report") -> None:
         size=[f"{size(before)} → {size(after)}, {before / after:.2f} times smaller"],
         layers=_as(data["schemes"], "layer"),
         caches=_as(Counter({row["cache"]: row["scheme"] for row in data.get("caches", ())}.values()), "KV cache"),
+        opens=opens_in(data["engines"]),
         float=_kept(data["kept_in_float"]),
         time=[_time(run["seconds_of_this_process"], run["seconds"])],
         memory=[f"{size(run['peak_memory_bytes'])} at its peak"],

@@ -2,7 +2,8 @@
 
 import itertools
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 
 def size(nbytes: float) -> str:
@@ -43,6 +44,16 @@ def duration(seconds: float) -> str:
 
 def plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def opens_in(engines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """``in transformers, vLLM (a limit)``, then ``not in X: why`` for each other engine; empty without any engine.
+
+    engines: ``name``, ``opens`` and ``note`` of each ``gs_core.interfaces.Engine``.
+    """
+    opening = [f"{e['name']} ({e['note']})" if e["note"] else e["name"] for e in engines if e["opens"]]
+    refusing = [f"not in {e['name']}: {e['note']}" for e in engines if not e["opens"]]
+    return [f"in {', '.join(opening)}" if opening else "in no engine that was tried", *refusing] if engines else []
 
 
 def alike(lines: Iterable[str], numbers: re.Pattern[str]) -> list[list[str]]:

@@ -1,7 +1,7 @@
 """What crosses a hook: layers and sites, transforms, models, and what plugins are."""
 
 from gs_core.interfaces.algorithm import Accumulator, Algorithm, Allocator, Choice, Data, Needs
-from gs_core.interfaces.format import CheckpointFormat, Finished, Output
+from gs_core.interfaces.format import CheckpointFormat, Engine, Finished, Output
 from gs_core.interfaces.kernel import Kernel, Request
 from gs_core.interfaces.layers import (
     CacheInfo,
@@ -37,6 +37,7 @@ __all__ = [
     "CheckpointFormat",
     "Choice",
     "Data",
+    "Engine",
     "Finished",
     "Fold",
     "FoldTransform",

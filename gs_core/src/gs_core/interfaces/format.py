@@ -49,6 +49,16 @@ class Finished:
     """The same of the maps that cached keys go through, by the names of ``caches``."""
 
 
+@dataclass(frozen=True)
+class Engine:
+    """Whether a serving engine opens a checkpoint."""
+
+    name: str
+    opens: bool = True
+    note: str = ""
+    """Why the engine does not open it, or a limit where it does."""
+
+
 class CheckpointFormat:
     """A stage plugin that implements ``pack`` and ``export`` with ``@hookimpl``, and can read back what it wrote."""
 
@@ -101,6 +111,14 @@ class CheckpointFormat:
     def remarks(self, online: Collection[str], keys: Collection[str]) -> Sequence[str]:
         """What a user should know of a checkpoint that leaves maps of these kinds to be computed at run time, of inputs
         and of cached keys. Shown in the plan and the report."""
+        return ()
+
+    def engines(self, schemes: Mapping[str, QuantizationScheme], online: bool) -> Sequence[Engine]:
+        """The engines that were tried with this format, and whether each opens such a checkpoint.
+
+        schemes: of every quantized layer and cache, by its name. online: True if maps are left to be computed at run
+        time. Shown in the plan, the summary and the report.
+        """
         return ()
 
     def recognises(self, folder: Path, config: Mapping[str, Any]) -> bool:

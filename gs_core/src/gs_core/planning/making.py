@@ -86,6 +86,8 @@ def make(
     kinds = {k for row in rows for n in row.algorithms for k in algorithms[n].leaves_online(row.layer, model.hidden)}
     keys = {kind for row in caches for n in row.mapping for kind in algorithms[n].maps_keys}
     remarks += checkpoint_format.remarks(kinds, keys)
+    quantized = {name: scheme for name, scheme in schemes.items() if scheme and (scheme.weights or scheme.kv_cache)}
+    engines = tuple(checkpoint_format.engines(quantized, online=bool(kinds or keys)))
     idle = [n for n in algorithms if n not in acting and all(row.algorithm != n for row in caches)]
     remarks += [f"algorithm '{n}' has nothing to do: nothing that is quantized is given to it" for n in idle]
     warnings = [*model.warnings, *remarks, *_unmatched(recipe, model, problems)]
@@ -111,6 +113,7 @@ def make(
         tuple(notes),
         versions,
         caches,
+        engines,
     )
 
 

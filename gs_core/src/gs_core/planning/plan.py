@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gs_core.interfaces import Algorithm, CacheInfo, CheckpointFormat, LayerInfo, Model, Needs
+from gs_core.interfaces import Algorithm, CacheInfo, CheckpointFormat, Engine, LayerInfo, Model, Needs
 from gs_schemas import QuantizationArgs, QuantizationScheme, Recipe
 
 
@@ -56,6 +56,8 @@ class Plan:
     versions: Mapping[str, str] = field(default_factory=dict)
     caches: tuple[CacheRow, ...] = ()
     """Empty where no scheme of the recipe quantizes a cache."""
+    engines: tuple[Engine, ...] = ()
+    """The engines that were tried with the format, and whether each opens the result."""
 
     @property
     def needs_data(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gs_compressed_tensors import caches, transforms
+from gs_compressed_tensors import caches, engines, transforms
 from gs_compressed_tensors.config import INTEGER, METHOD, PACKED, layout, scheme_of, to_config
 from gs_compressed_tensors.packing import pack_rows, unpack_rows
 from gs_compressed_tensors.types import check_types
@@ -29,7 +29,7 @@ from gs_core import (
 from gs_core.arrays import FLOAT_DTYPES, RawTensor, from_raw, to_numpy, to_raw
 from gs_core.checks import input_fault, tensor_fault
 from gs_core.engines import fit_experts, fused_conflicts
-from gs_core.interfaces import LayerNumbers
+from gs_core.interfaces import Engine, LayerNumbers
 from gs_core.storage import INDEX, Checkpoint, Declared, DerivedTensor, copy_file, write_json, write_safetensors
 
 
@@ -99,6 +99,9 @@ class CompressedTensors(CheckpointFormat):
         """True for folders of compressed-tensors, with or without transforms at run time."""
         return transforms.method(config.get("quantization_config") or {}) == METHOD
 
+    def engines(self, schemes: Mapping[str, QuantizationScheme], online: bool) -> Sequence[Engine]:
+        return engines.engines(schemes, online)
+
     @hookimpl
     def pack(self, tensor: QuantizedTensor, inputs: StaticInput | None, layout: str) -> dict[str, Array]:
         codes, bits = to_numpy(tensor.codes), tensor.args.bits
@@ -141,6 +144,8 @@ class CompressedTensors(CheckpointFormat):
         online = transforms.to_config(final.online, final.keys, aliases)
         if online is not None:
             quantization = transforms.requiring(quantization, online)
+        elif not final.caches and engines.dequantizes(final.schemes):
+            quantization["dequantize"] = True  # of transformers' CompressedTensorsConfig; other readers ignore it
         config = final.config | {"quantization_config": quantization}
         write_json(output.folder / "config.json", config)
         for file in final.files:

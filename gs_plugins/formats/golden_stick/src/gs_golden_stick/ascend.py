@@ -24,6 +24,7 @@ from gs_core import (
 )
 from gs_core.arrays import RawTensor, astype, dtype_name, from_raw, to_numpy, to_raw
 from gs_core.errors import CheckpointError
+from gs_core.interfaces import Engine
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor
 from gs_golden_stick import caches, flatquant
 from gs_golden_stick.described import Described
@@ -44,6 +45,7 @@ class Ascend(Described):
     index = "quant_model_weights.safetensors.index.json"
     framework = "pt"
     packs_int4 = False
+    readers = (Engine("vLLM-Ascend", note="its loader was read, not run"),)
     holds_online = frozenset({"kronecker", "clipped"})
 
     def unsupported(self, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:

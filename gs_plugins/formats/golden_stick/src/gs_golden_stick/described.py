@@ -20,7 +20,7 @@ from gs_core import (
     hookimpl,
 )
 from gs_core.engines import fit_experts, fused_conflicts
-from gs_core.interfaces import LayerNumbers
+from gs_core.interfaces import Engine, LayerNumbers
 from gs_core.storage import INDEX, Checkpoint, Tensor, copy_file, write_json, write_safetensors
 from gs_golden_stick import caches
 from gs_golden_stick.labels import DESCRIPTIONS, FLOAT, describe, label
@@ -39,6 +39,8 @@ class Described(CheckpointFormat):
     index: ClassVar[str | None] = INDEX
     framework: ClassVar[str] = "ms"
     packs_int4: ClassVar[bool] = True
+    readers: ClassVar[tuple[Engine, ...]] = ()
+    """The engines whose loaders the layout follows."""
 
     # --- planning ------------------------------------------------------------------------------------------------
 
@@ -79,6 +81,9 @@ class Described(CheckpointFormat):
 
     def conflicts(self, layers: Mapping[str, QuantizationScheme | None]) -> list[str]:
         return fused_conflicts(layers)
+
+    def engines(self, schemes: Mapping[str, QuantizationScheme], online: bool) -> Sequence[Engine]:
+        return self.readers
 
     # --- writing -------------------------------------------------------------------------------------------------
 

@@ -4,10 +4,13 @@ Names are the checkpoint's own. Layouts: facts of mindspore_gs 1.4.1 and of the 
 mindformers (2.1).
 """
 
+from collections.abc import Collection, Mapping, Sequence
+
 import numpy as np
 
 from gs_core import Array, CacheInfo, QuantizationArgs, QuantizationScheme, QuantizedTensor, StaticInput
 from gs_core.arrays import astype, to_numpy
+from gs_core.interfaces import Engine
 from gs_golden_stick import int4
 from gs_golden_stick.described import Described
 from gs_golden_stick.labels import label
@@ -29,6 +32,14 @@ class GoldenStick(Described):
     quant_method = "golden-stick"
     labels = ("W8A16", "W4A16", "W8A8", "W8A8_DYNAMIC")
     holds_online = frozenset({"scale"})
+
+    def engines(self, schemes: Mapping[str, QuantizationScheme], online: bool) -> Sequence[Engine]:
+        held = {label(scheme) for scheme in schemes.values()}
+        dynamic, static = held - {"W8A8", "W8A8_DYNAMIC"}, held - {"W8A8"}
+        return [
+            Engine("MindFormers", not dynamic, _no_loader(dynamic) or "tried with Qwen3"),
+            Engine("vLLM-MindSpore", not static, _no_loader(static)),
+        ]
 
     def unsupported_cache(self, cache: CacheInfo, args: QuantizationArgs) -> str | None:
         return "engines that read this folder know no quantized cache; use the format golden_stick_network or ascend"
@@ -56,3 +67,7 @@ class GoldenStick(Described):
         if label.endswith("_DYNAMIC"):
             scale = astype(scale, scale_dtype(scale))
         return {"weight": weight, "weight_scale": scale, "weight_offset": oriented(weight_offset(tensor), granularity)}
+
+
+def _no_loader(labels: Collection[str]) -> str:
+    return f"it does not load {', '.join(sorted(labels))}" if labels else ""

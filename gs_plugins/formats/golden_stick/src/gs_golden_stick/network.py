@@ -24,6 +24,7 @@ from gs_core import (
     hookimpl,
 )
 from gs_core.arrays import astype, dtype_name, to_numpy
+from gs_core.interfaces import Engine
 from gs_core.storage import Tensor, write_ckpt
 from gs_golden_stick import caches, int4
 from gs_golden_stick.described import Described
@@ -54,6 +55,7 @@ class GoldenStickNetwork(Described):
     quant_method = "golden-stick"
     labels = ("W8A16", "W4A16", "W8A8", "W8A8_DYNAMIC", "W4A8_DYNAMIC")
     holds_online = frozenset({"scale"})
+    readers = (Engine("networks that mindspore_gs 1.4.1 deployed"),)
 
     def __init__(self, suppression: Suppression | None = None):
         self.suppression = suppression
