@@ -10,7 +10,7 @@ PROJECTS := $(wildcard schemas/pyproject.toml gs_core/pyproject.toml gs_plugins/
 ROOMS    := $(PROJECTS:/pyproject.toml=)
 
 TINY   := tests/data/tiny-llama
-STDLIB  = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
+DEMO   := .venv-demo
 
 .PHONY: test lint unit system fuzz-short fuzz packages lanes demo bench presets clean
 
@@ -54,10 +54,17 @@ packages: $(READY)
 lanes: $(READY)
 	$(BIN)/pytest tests/lanes
 
-demo: $(READY)
-	$(BIN)/gsq quantize $(TINY) w4a16-gptq -o out/tiny-llama-w4a16 --restart \
-		--calibration $(STDLIB)/asyncio --samples 128 --seq-len 256
-	$(BIN)/gsq eval out/tiny-llama-w4a16 --against $(TINY) --text $(STDLIB)/typing.py --seq-len 256 --windows 64
+# An environment with only what a user needs. One hatchling builds all rooms, and only imported modules are compiled.
+$(DEMO)/ready: pyproject.toml constraints.txt $(PROJECTS)
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/python -m pip install --quiet --upgrade "pip>=25.1" "hatchling>=1.27"
+	$(DEMO)/bin/python -m pip install --quiet --no-compile --no-build-isolation -c constraints.txt .
+	touch $@
+
+demo: $(DEMO)/ready
+	$(DEMO)/bin/gsq quantize $(TINY) w4a16-gptq -o out/tiny-llama-w4a16 --restart \
+		--calibration tests/data/calibration.txt --samples 128 --seq-len 256
+	$(DEMO)/bin/gsq eval out/tiny-llama-w4a16 --against $(TINY) --text tests/data/evaluation.txt --seq-len 256 --windows 64
 
 bench: $(READY)
 	$(BIN)/python tests/bench/run.py --out docs/benchmarks.md
@@ -67,5 +74,5 @@ presets: $(READY)
 	$(BIN)/python tests/bench/presets.py --jobs 2 --out docs/presets.md
 
 clean:
-	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from gs_core import PlanError, quantize
 from gs_core.cli import app
 from gs_core.cli.progress import PlainLines
 
@@ -101,7 +102,7 @@ def test_calibration_data_is_asked_for(gsq):
     result = gsq("quantize", TINY, "w4a16-gptq", "-o", "out")
     assert result.exit_code == 2
     assert errors(result) == [
-        "error: gptq needs calibration data: pass --calibration PATH, or set calibration.data in the recipe"
+        "error: gptq needs calibration data: pass --calibration, or set calibration.data in the recipe"
     ]
     assert not Path("out").exists()
 
@@ -130,6 +131,43 @@ def test_an_unfinished_run_is_kept_from_others_and_goes_on(gsq, monkeypatch):
     assert {path.name for path in Path("out").iterdir()} == written
     for name in written - {"gsq_report.json"}:
         assert Path("out", name).read_bytes() == Path("straight", name).read_bytes(), name
+
+
+def test_an_unfinished_run_is_no_model(gsq, tmp_path):
+    (tmp_path / "out" / ".gsq").mkdir(parents=True)
+    result = gsq("eval", "out", "--text", DATA / "evaluation.txt")
+    assert errors(result) == ["error: out is an unfinished run; run the same quantize command again to finish it"]
+
+
+def test_the_command_line_is_told_flags_and_python_arguments(gsq):
+    long = ("--calibration", DATA / "calibration.txt", "--seq-len", 10**6)
+    (error,) = errors(gsq("quantize", TINY, "w4a16-gptq", "-o", "out", *long))
+    assert error.endswith("lower --seq-len")
+    with pytest.raises(PlanError, match="lower `seq_len=`"):
+        quantize(TINY, "w4a16-gptq", "out", calibration=DATA / "calibration.txt", seq_len=10**6)
+
+
+def test_a_scheme_as_a_recipe_leads_to_its_recipes(gsq):
+    (error,) = errors(gsq("plan", TINY, "W4A16_ASYM"))
+    assert error.startswith("error: W4A16_ASYM is a scheme, not a recipe; recipes with it: w4a16-asym-rtn, ")
+
+
+def test_the_summary_says_what_opens_the_result_and_how_the_recipe_was_changed(gsq):
+    result = gsq("quantize", TINY, "w4a16-rtn", "-o", "out", "--set", "scheme.weights.group_size=64")
+    lines = result.stdout.splitlines()
+    assert "  recipe  w4a16-rtn with scheme.weights.group_size=64" in lines
+    assert "  opens   in transformers with compressed-tensors, vLLM" in lines
+
+
+@pytest.mark.parametrize("command", [(), ("quantize",), ("plan",), ("eval",), ("recipes",), ("plugins",), ("schema",)])
+def test_every_command_has_short_help(gsq, command):
+    result = gsq(*command, "-h")
+    assert result.exit_code == 0 and result.stdout.startswith("Usage: ")
+
+
+def test_the_module_is_the_command():
+    ran = subprocess.run([sys.executable, "-m", "gs_core", "--version"], capture_output=True, text=True)
+    assert ran.stdout.startswith("gsq ")
 
 
 def test_in_a_terminal_the_progress_is_drawn_and_gone(tmp_path):

@@ -125,5 +125,5 @@ def test_what_cannot_be_chosen_is_one_sentence(toy, tokens, fields, sentence):
 
 
 def test_without_data_nothing_can_be_chosen(toy):
-    with pytest.raises(PlanError, match="choosing schemes needs calibration data: pass --calibration"):
+    with pytest.raises(PlanError, match="choosing schemes needs calibration data: pass `calibration=`"):
         api.plan(toy, recipe(), adapter=ToyAdapter())

@@ -163,7 +163,7 @@ def test_too_little_text_says_how_much_there_is():
         load(np.arange(7))
     assert str(caught.value) == (
         "the calibration data gives 1 samples of 4 tokens, the recipe asks for 2; "
-        "give more text, or lower --samples or --seq-len"
+        "give more text, or lower `samples=` or `seq_len=`"
     )
 
 

@@ -97,14 +97,14 @@ def test_a_model_is_not_quantized_into_its_own_folder(run, toy, contents):
     folder = toy.parent / "out"
     before = contents(folder)
     for given in (folder, toy.parent / "toy" / ".." / "out"):
-        one_line(run, PlanError, "is the model itself", source=folder, out=given, restart=True)
+        one_line(run, PlanError, "is the model; choose another folder", source=folder, out=given, restart=True)
     assert contents(folder) == before
 
 
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"calibration": None}, PlanError, "level needs calibration data: pass --calibration PATH"),
+        ({"calibration": None}, PlanError, "level needs calibration data: pass `calibration=`"),
         ({"calibration": "absent.txt"}, PlanError, r"absent\.txt: no such calibration file or folder"),
         ({"samples": 1000}, CalibrationError, "gives 8 samples of 24 tokens, the recipe asks for 1000"),
         ({"seq_len": 1000}, PlanError, "calibration of 1000 tokens: the model takes at most 512"),

@@ -193,8 +193,8 @@ def problems(**fields):
             "overrides.0.schema: no such field; fields: match, scheme, algorithms. Did you mean 'scheme'?",
         ),
         ({"overrides": [{"scheme": None}]}, "overrides.0.match: is required"),
-        ({"scheme": "W4A61"}, "scheme: no scheme named 'W4A61'; there are: KV8, KV_FP8, W2A16, W3A16, W4A16, "),
-        ({"scheme": "w4a16"}, "Did you mean 'W4A16'?"),
+        ({"scheme": "W4A61"}, "scheme: no scheme named 'W4A61'; the nearest: W4A16, "),
+        ({"scheme": "w4a16"}, "no scheme named 'w4a16'; the nearest: W4A16, "),
         (
             {"scheme": {"weights": {"format": "int44"}}},
             "scheme.weights.format: no number format named 'int44'; there are: ",

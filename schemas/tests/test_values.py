@@ -84,10 +84,10 @@ def test_values_are_yaml(text, value):
 class TestNames:
     """Tables and reports call things by name, so a name must not outlive what it stood for."""
 
-    def test_a_scheme_with_other_numbers_loses_its_preset_s_name(self):
+    def test_a_scheme_with_other_numbers_loses_its_preset_s_name_and_the_recipe_says_the_change(self):
         found = changed("scheme.weights.group_size=64")
         assert found.scheme.describe() == "w int4 group 64"
-        assert found.name is None
+        assert found.name == "w4a16-gptq with scheme.weights.group_size=64"
 
     def test_the_same_value_changes_nothing(self):
         assert changed("scheme.weights.observer=minmax") == GPTQ
@@ -110,11 +110,14 @@ class TestNames:
 
     def test_an_option_changes_the_recipe_but_not_its_scheme(self):
         found = changed("algorithms.gptq.damping=0.05")
-        assert (found.name, found.scheme.name) == (None, "W4A16")
+        assert (found.name, found.scheme.name) == ("w4a16-gptq with algorithms.gptq.damping=0.05", "W4A16")
 
-    @pytest.mark.parametrize("setting", ["calibration.samples=64", "format=other"])
-    def test_calibration_and_format_leave_the_recipe_what_it_is(self, setting):
-        assert changed(setting).name == "w4a16-gptq"
+    def test_changes_add_up_in_the_name(self):
+        found = changed("format=other", start=changed("calibration.samples=64"))
+        assert found.name == "w4a16-gptq with calibration.samples=64, format=other"
+
+    def test_a_recipe_without_a_name_gets_none(self):
+        assert changed("format=other", start=GPTQ.model_copy(update={"name": None})).name is None
 
 
 class TestRefusals:
@@ -142,7 +145,7 @@ class TestRefusals:
         )
 
     def test_a_value_that_is_not_allowed(self):
-        assert "Did you mean 'W8A8'?" in refusal("scheme=W8A9")
+        assert "the nearest: W8A8, " in refusal("scheme=W8A9")
         assert "calibration.samples: got 'many'" in refusal("calibration.samples=many")
 
     def test_values_that_do_not_fit_together(self):

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
-from gs_core import CheckpointError, PlanError, numerics, quantize
+from gs_core import CheckpointError, PlanError, numerics, plan, quantize
 from gs_core.storage import Checkpoint
 from gs_hf import HuggingFace
 from gs_schemas import Recipe
@@ -268,3 +269,19 @@ def test_what_an_engine_wants_beside_the_weights_is_carried_over(saved, opened):
         "chat_template.jinja", "generation_config.json", "tokenizer.json",
     ]  # fmt: skip
     assert Checkpoint(folder).files == [folder / "model.safetensors"]
+
+
+def test_gpt2_is_refused_because_its_weights_are_stored_transposed():
+    config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=64, bos_token_id=0, eos_token_id=1)
+    with pytest.raises(CheckpointError) as refused:
+        plan(transformers.GPT2LMHeadModel(config), "w8a8-rtn")
+    assert str(refused.value) == (
+        "GPT2LMHeadModel: no layer of GPT2LMHeadModel can be quantized. transformer.h.0.attn.c_attn: its weight is "
+        "stored as (in, out), as Conv1D of GPT-2 does, and engines load (out, in)"
+    )
+
+
+def test_t5_is_refused_because_it_is_an_encoder_and_a_decoder(tmp_path):
+    transformers.T5Config(d_model=32, num_layers=1, vocab_size=64).save_pretrained(tmp_path)
+    with pytest.raises(PlanError, match=r"an encoder-decoder model \(t5\); only decoder models are supported"):
+        plan(tmp_path, "w8a8-rtn")

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from gs_core import allocation, discovery, hub, memory, pipeline, report
 from gs_core import calibration as calibrating
 from gs_core.errors import CalibrationError, CheckpointError, OutputError, PlanError
 from gs_core.interfaces import Adapter, CacheNumbers, CheckpointFormat, LayerNumbers, Model
-from gs_core.journal import Journal
+from gs_core.journal import FOLDER, Journal
+from gs_core.output import check_output
 from gs_core.planning import Plan, load_format, make
+from gs_core.planning import Source as QuantizedSource
 from gs_core.report import Report
 from gs_core.stages import Progress
 from gs_core.storage import Checkpoint, check_float, check_unread
-from gs_schemas import Recipe, SchemaError, unknown
+from gs_schemas import QuantizationScheme, Recipe, SchemaError
 
 DESCRIPTIONS = "quant*_description.json"
 """Files beside a config.json that does not say itself that the weights are quantized."""
@@ -38,7 +40,7 @@ def resolve_recipe(recipe: Recipe | str | Path) -> Recipe:
         if path.suffix in (".yaml", ".yml", ".json") or path.is_file():
             return Recipe.from_file(path)
         if str(recipe) not in gs_schemas.RECIPES:
-            raise PlanError([unknown("recipe", str(recipe), gs_schemas.RECIPES) + " Or give a .yaml or .json file"])
+            raise PlanError([gs_schemas.unknown_recipe(str(recipe)) + " Or give a .yaml or .json file"])
         return gs_schemas.recipe(str(recipe))
     except SchemaError as error:
         raise PlanError([f"{error.what}: {problem}" for problem in error.problems]) from None
@@ -56,6 +58,12 @@ class Opened:
     numbers: dict[str, LayerNumbers]
     caches: dict[str, CacheNumbers] = field(default_factory=dict)
 
+    def schemes(self) -> str:
+        """The schemes of a quantized folder, ``W8A8; kv int8 tensor``; empty for a float model."""
+        found = [numbers.scheme for numbers in self.numbers.values()]
+        found += [QuantizationScheme(kv_cache=numbers.args) for numbers in self.caches.values()]
+        return "; ".join(sorted({scheme.describe() for scheme in found}))
+
 
 def open_source(
     source: Source, device: str = "cpu", adapter: str | Adapter | None = None, trust_remote_code: bool = False
@@ -69,6 +77,8 @@ def open_source(
     memory.settle()
     if isinstance(source, str | Path):
         source = _model_folder(source)
+    if isinstance(source, Path) and (source / FOLDER).is_dir():
+        raise PlanError([f"{source} is an unfinished run; run the same quantize command again to finish it"])
     name, chosen = _choose_adapter(source, adapter)
     found = _format_of(source) if isinstance(source, Path) else None
     if found is None:
@@ -170,13 +180,15 @@ def plan(
     opened.model.files()  # raises for a file that cannot be copied
     if any(numbers.online is not None for numbers in opened.numbers.values()):
         raise PlanError([f"{model} leaves transforms to be computed at run time; quantize the model it was made from"])
+    source = _quantized_source(model, opened)
     allocator = allocation.allocator_of(resolved)
     if allocator is None:
-        return make(resolved, opened.model, opened.adapter, device)
+        return replace(make(resolved, opened.model, opened.adapter, device), source=source)
     tokens = _tokens(resolved, opened.model, calibration, samples, seq_len, tokenizer, "choosing schemes needs")
     with opened.model.settings(resolved.calibration.exact):
         chosen = allocation.allocate(resolved, allocator, opened.model, tokens, progress)
-    return make(chosen.recipe, opened.model, opened.adapter, device, chosen.reasons, [chosen.summary])
+    made = make(chosen.recipe, opened.model, opened.adapter, device, chosen.reasons, [chosen.summary])
+    return replace(made, source=source)
 
 
 def quantize(
@@ -210,8 +222,7 @@ def quantize(
     started = time.monotonic()
     if not str(output).strip():
         raise PlanError(["the path of the output is empty; name a folder to write to"])
-    if isinstance(model, str | Path) and Path(model).resolve() == Path(output).resolve():
-        raise PlanError([f"{output} is the model itself; choose another folder to write to"])
+    check_output(Path(output), Path(model) if isinstance(model, str | Path) else None, restart)
     made = plan(
         model,
         recipe,
@@ -241,6 +252,12 @@ def quantize(
     return finished
 
 
+def _quantized_source(model: Source, opened: Opened) -> QuantizedSource | None:
+    if not opened.numbers and not opened.caches:
+        return None
+    return QuantizedSource(opened.schemes(), Checkpoint(_model_folder(model)).nbytes)
+
+
 def _why_data(made: Plan) -> str:
     needing = ", ".join(made.needing_data)
     return f"{needing} needs" if needing else "static activations need"
@@ -268,11 +285,11 @@ def _tokens(
     asked = recipe.calibration
     source = calibration if calibration is not None else asked.data
     if source is None:
-        raise PlanError([f"{why} calibration data: pass --calibration PATH, or set calibration.data in the recipe"])
+        raise PlanError([f"{why} calibration data: pass `calibration=`, or set calibration.data in the recipe"])
     samples, seq_len = samples or asked.samples, seq_len or asked.seq_len
     limit = model.max_tokens()
     if limit is not None and seq_len > limit:
-        raise PlanError([f"calibration of {seq_len} tokens: the model takes at most {limit}; lower --seq-len"])
+        raise PlanError([f"calibration of {seq_len} tokens: the model takes at most {limit}; lower `seq_len=`"])
     tokens = calibrating.load(source, samples, seq_len, model if tokenizer is None else tokenizer)
     calibrating.check(tokens, model.vocabulary())
     return tokens

@@ -1,4 +1,8 @@
-"""The one small family of exceptions. Each message says what was asked, what was found, and what to do."""
+"""The one small family of exceptions. Each message says what was asked, what was found, and what to do.
+
+A message names an argument of the Python calls in backquotes, ```calibration=```. The command line prints the flag,
+``--calibration``.
+"""
 
 
 def reason(error: BaseException) -> str:

@@ -87,7 +87,7 @@ class Running:
         calibration.check(tokens, self.model.vocabulary())
         limit = self.model.max_tokens()
         if limit is not None and seq_len > limit:
-            raise PlanError([f"windows of {seq_len} tokens: the model takes at most {limit}; lower --seq-len"])
+            raise PlanError([f"windows of {seq_len} tokens: the model takes at most {limit}; lower `seq_len=`"])
         return calibration.batches(tokens)
 
     def block(self, index: int, probe: Batch) -> RunBlock:
@@ -115,9 +115,7 @@ class Running:
                 f"{self.name}: the predictions contain NaN or infinity, but the output of every block is finite. "
                 "Check the weights outside the blocks: the last norm and the head"
             )
-        found = [numbers.scheme for numbers in self.opened.numbers.values()]
-        found += [QuantizationScheme(kv_cache=numbers.args) for numbers in self.opened.caches.values()]
-        scheme = "; ".join(sorted({scheme.describe() for scheme in found})) or "float"
+        scheme = self.opened.schemes() or "float"
         return Evaluation(self.name, float(np.exp(losses.mean())), len(losses), losses.shape[1] + 1, scheme)
 
 
@@ -129,7 +127,7 @@ def _windows(text: Any, windows: int, seq_len: int, tokenizer: Any) -> np.ndarra
     if len(found) < windows * seq_len:
         raise CalibrationError(
             f"the text has {len(found)} tokens, {windows} windows of {seq_len} need {windows * seq_len}; "
-            "give a longer text, or lower --windows or --seq-len"
+            "give a longer text, or lower `windows=` or `seq_len=`"
         )
     return np.ascontiguousarray(found[: windows * seq_len].reshape(windows, seq_len), dtype=np.int64)
 

@@ -107,7 +107,7 @@ class Journal:
             finished = f" It holds a finished run: {REPORT} is there." if REPORT in others else ""
             raise OutputError(
                 f"{self.out} is not empty ({others[0]} …) and no unfinished run of ours.{finished} "
-                "Choose another folder, or pass --restart to replace a run of ours"
+                "Choose another folder, or pass `restart=` to replace a run of ours"
             )
         self.folder.mkdir(exist_ok=True)
         write_json(path, run)
@@ -271,7 +271,7 @@ def _compare(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> No
     if different:
         raise OutputError(
             f"{out} holds an unfinished run with another {', '.join(different)}; finish that one, choose another "
-            "folder, or pass --restart to throw it away"
+            "folder, or pass `restart=` to throw it away"
         )
 
 

@@ -14,9 +14,20 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     return f" Did you mean '{folded[close[0]]}'?" if close else ""
 
 
-def unknown(kind: str, given: str, allowed: Iterable[str]) -> str:
-    """One sentence for a name that does not exist: ``no preset named 'x'; there are: …``."""
+FEW_NAMES, NEAREST_NAMES = 8, 4
+
+
+def unknown(kind: str, given: str, allowed: Iterable[str], command: str = "") -> str:
+    """One sentence for a name that does not exist: ``no scheme named 'x'; there are: …``.
+
+    command: prints all names. Of more than ``FEW_NAMES`` names the sentence then has the nearest ones only.
+    """
     names = sorted(allowed)
+    if command and len(names) > FEW_NAMES:
+        folded = {name.casefold().replace("-", "_"): name for name in names}
+        close = get_close_matches(str(given).casefold().replace("-", "_"), folded, n=NEAREST_NAMES, cutoff=0.6)
+        nearest = f"the nearest: {', '.join(folded[name] for name in close)}; " if close else ""
+        return f"no {kind} named '{given}'; {nearest}`{command}` lists all."
     return f"no {kind} named '{given}'; there are: {', '.join(names) or 'none'}.{did_you_mean(given, names)}"
 
 

@@ -116,8 +116,34 @@ def named(scheme: QuantizationScheme) -> QuantizationScheme:
     return next((s for s in SCHEMES.values() if s == scheme.model_copy(update={"name": s.name})), scheme)
 
 
+# Schemes of compressed-tensors and llm-compressor, and the nearest one here.
+NOT_YET = {
+    "FP8": "W8A8_STATIC",
+    "FP8_BLOCK": "W8A8",
+    "FP8_DYNAMIC": "W8A8",
+    "MXFP4": "W4A16",
+    "MXFP8": "W8A8",
+    "NVFP4": "W4A4",
+    "NVFP4A16": "W4A16",
+    "W4A8": "W4A16",
+    "W4AFP8": "W4A16",
+}
+
+
+def unknown_recipe(name: str) -> str:
+    """Why there is no preset recipe of that name, and what is nearest: a scheme's name leads to its recipes."""
+    scheme = name.upper().replace("-", "_")
+    nearest = NOT_YET.get(scheme, scheme)
+    fitting = ", ".join(known for known, preset in RECIPES.items() if preset.scheme.name == nearest)
+    if scheme in SCHEMES:
+        return f"{scheme} is a scheme, not a recipe; recipes with it: {fitting}."
+    if scheme in NOT_YET:
+        return f"the scheme {scheme} is not supported yet; the nearest is {nearest}, with the recipes: {fitting}."
+    return unknown("recipe", name, RECIPES, "gsq recipes")
+
+
 def recipe(name: str) -> Recipe:
     """The preset recipe of that name. Raises ``SchemaError`` naming the nearest one."""
     if name not in RECIPES:
-        raise SchemaError("recipe", [unknown("recipe", name, RECIPES)])
+        raise SchemaError("recipe", [unknown_recipe(name)])
     return RECIPES[name]

@@ -60,7 +60,7 @@ def _scheme_by_name(value: Any) -> Any:
         from gs_schemas.presets import SCHEMES
 
         if value not in SCHEMES:
-            raise ValueError(unknown("scheme", value, SCHEMES))
+            raise ValueError(unknown("scheme", value, SCHEMES, "gsq recipes"))
         return SCHEMES[value]
     return value
 

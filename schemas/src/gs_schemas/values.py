@@ -1,5 +1,6 @@
 """Changing single values of a recipe by dotted path: ``scheme.weights.group_size=64``."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,9 +9,6 @@ from gs_schemas.loading import load_yaml
 from gs_schemas.presets import SCHEMES
 from gs_schemas.recipe import Recipe
 from gs_schemas.scheme import QuantizationScheme
-
-# What a recipe's name stands for; calibration and format may vary under it.
-_NAMED = ("scheme", "algorithms", "ignore", "overrides")
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
@@ -32,9 +30,10 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     """The recipe with other values at some dotted paths, validated as a whole.
 
     A path names fields (``calibration.samples``), positions in lists (``overrides.0.match``) and, after
-    ``algorithms``, an algorithm of the recipe and its option (``algorithms.gptq.damping``). A recipe or scheme that
-    this makes differ from what it was named for loses the name. So does a preset scheme whose group size is given: it
-    is the user's own size then, which never falls back to a smaller one.
+    ``algorithms``, an algorithm of the recipe and its option (``algorithms.gptq.damping``). A recipe that this changes
+    says so in its name (``w4a16-gptq with calibration.samples=64``). A scheme whose numbers this changes loses its
+    preset's name. So does a preset scheme whose group size is given: it is the user's own size then, which never falls
+    back to a smaller one.
 
     Raises ``SchemaError``, with what was probably meant, for a path that leads nowhere or a value that is not allowed.
     """
@@ -47,7 +46,7 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
             data = _put(data, [first, *rest], value)
             if rest[-2:] == ["weights", "group_size"]:
                 data = _put(data, [first, *rest[:-2]], _nameless(_at(data, [first, *rest[:-2]])))
-    return _honest(recipe, Recipe.parse(data))
+    return _honest(recipe, Recipe.parse(data), values)
 
 
 def _put_option(data: Mapping[str, Any], name: str, path: Sequence[str], value: Any) -> None:
@@ -90,8 +89,8 @@ def _nameless(scheme: Any) -> Any:
     return {**scheme, "name": None} if scheme.get("name") in SCHEMES else scheme
 
 
-def _honest(before: Recipe, after: Recipe) -> Recipe:
-    """Without the names that the new values belie."""
+def _honest(before: Recipe, after: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with these values in its name, and without the names of schemes that have other numbers now."""
     overrides = [
         now.model_copy(update={"scheme": _honest_scheme(was.scheme, now.scheme)})
         for was, now in zip(before.overrides, after.overrides, strict=False)
@@ -102,8 +101,12 @@ def _honest(before: Recipe, after: Recipe) -> Recipe:
             "overrides": [*overrides, *after.overrides[len(overrides) :]],
         }
     )
-    same = before.name != after.name or all(getattr(before, f) == getattr(after, f) for f in _NAMED)
-    return after if same else after.model_copy(update={"name": None})
+    if after == before or before.name is None or before.name != after.name:
+        return after
+    changes = ", ".join(
+        f"{path}={value if isinstance(value, str) else json.dumps(value)}" for path, value in values.items()
+    )
+    return after.model_copy(update={"name": f"{before.name}{',' if ' with ' in before.name else ' with'} {changes}"})
 
 
 def _honest_scheme(before: QuantizationScheme | None, after: QuantizationScheme | None) -> QuantizationScheme | None:

@@ -134,7 +134,7 @@ class Layers:
         if parameter in self.naming.opaque or parameter not in self.naming.by_parameter:
             return "stored through a conversion that mixes its elements, or tied to another weight"
         if use.transposed:
-            return "stored transposed (in, out), which the checkpoint format's engines do not load"
+            return "its weight is stored as (in, out), as Conv1D of GPT-2 does, and engines load (out, in)"
         places = [p for p in self.naming.by_parameter[parameter] if p.expert == expert]
         if not places:
             return "experts stored as one tensor, which the checkpoint format's engines do not load"

@@ -56,7 +56,7 @@ class HFModel(Model):
         try:
             self.naming = name_places(module, {n: t.shape for n, t in checkpoint.tensors.items()})
         except ValueError as error:
-            raise CheckpointError(f"{folder}: {error}") from None
+            raise CheckpointError(f"{name}: {error}") from None
         self.weights = Weights(module, self.naming, checkpoint, device)
         for parameter, _ in module.named_parameters():
             for place in self.naming.by_parameter.get(parameter, []):
@@ -64,7 +64,7 @@ class HFModel(Model):
         missing = self.weights.missing()
         if missing:
             raise CheckpointError(
-                f"{folder}: the checkpoint has no weights for {', '.join(missing[:3])}"
+                f"{name}: the checkpoint has no weights for {', '.join(missing[:3])}"
                 f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}; it is incomplete"
             )
         seen = topology.observe(module)
@@ -77,7 +77,9 @@ class HFModel(Model):
         self.layers: list[LayerInfo] = self.found.infos
         self.kept = self.found.kept
         if not self.layers:
-            raise CheckpointError(f"{folder}: found no layer to quantize in {type(module).__name__}")
+            inside = (f". {n}: {why}" for n, why in self.kept.items() if n.startswith(tuple(self._blocks)))
+            first = next(inside, "")
+            raise CheckpointError(f"{name}: no layer of {type(module).__name__} can be quantized{first}")
         cached, self.uncached = observe_caches(module)
         self.cache_at: dict[int, CacheInfo] = {each.index: self.found.add_cache(each) for each in cached}
         self.caches = list(self.cache_at.values())

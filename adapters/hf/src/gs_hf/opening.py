@@ -16,21 +16,32 @@ from gs_hf.model import HFModel
 from gs_hf.trust import model_class, refusal, without_hub_kernels
 
 
-def open_folder(folder: Path, device: str, checkpoint: Checkpoint | None, trust_remote_code: bool = False) -> HFModel:
-    """Build the module from ``config.json`` on the meta device. Raises ``CheckpointError`` or ``PlanError``."""
+def open_folder(
+    folder: Path, device: str, checkpoint: Checkpoint | None, trust_remote_code: bool = False, name: str = ""
+) -> HFModel:
+    """Build the module from ``config.json`` on the meta device. Raises ``CheckpointError`` or ``PlanError``.
+
+    name: of the model in messages; the folder, if empty.
+    """
+    name = name or str(folder)
     _check_device(device)
     config = read_config(folder)
     checkpoint = checkpoint or Checkpoint(folder)
     check_backed(config, checkpoint)
     try:
         configuration = auto_config(folder, trust_remote_code)
+        if getattr(configuration, "is_encoder_decoder", False):
+            kind = configuration.model_type
+            raise PlanError([f"{name}: an encoder-decoder model ({kind}); only decoder models are supported"])
         custom = model_class(configuration, folder) if trust_remote_code else None
         module = from_config(configuration, custom)
+    except PlanError:
+        raise
     except Exception as error:  # transformers' own checks of a stranger's file may raise anything
         why = None if trust_remote_code else refusal(folder, "config.json")
-        why = why or f"{folder}: transformers cannot build this model: {reason(error)}"
+        why = why or f"{name}: transformers cannot build this model: {reason(error)}"
         raise CheckpointError(why) from error
-    return HFModel(module, checkpoint, folder, config, device, str(folder), trust_remote_code)
+    return HFModel(module, checkpoint, folder, config, device, name, trust_remote_code)
 
 
 def _check_device(device: str) -> None:
@@ -69,14 +80,13 @@ def open_module(live: torch.nn.Module, device: str, trust_remote_code: bool = Fa
     folder = Path(spill.name)
     if hasattr(live, "save_pretrained"):
         live.save_pretrained(folder)
-        model = open_folder(folder, device, None, trust_remote_code)
+        model = open_folder(folder, device, None, trust_remote_code, type(live).__name__)
     else:
         state = {name: value.detach() for name, value in live.state_dict().items()}
         write_safetensors(folder / SINGLE, state.items())
         module = _structure(live)
         model = HFModel(module, Checkpoint(folder), folder, {}, device, type(live).__name__)
     model.copied = spill
-    model.name = type(live).__name__
     model.tokenizer_source = getattr(live, "name_or_path", None)
     return model
 

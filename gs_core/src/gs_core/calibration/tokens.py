@@ -94,7 +94,7 @@ def _spread(rows: np.ndarray, samples: int, seq_len: int) -> np.ndarray:
     if len(rows) < samples:
         raise CalibrationError(
             f"the calibration data gives {len(rows)} samples of {seq_len} tokens, the recipe asks for {samples}; "
-            "give more text, or lower --samples or --seq-len"
+            "give more text, or lower `samples=` or `seq_len=`"
         )
     return np.ascontiguousarray(rows[np.arange(samples) * len(rows) // samples], dtype=np.int64)
 

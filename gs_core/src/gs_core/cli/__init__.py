@@ -18,6 +18,7 @@ app = typer.Typer(
     epilog="Begin with: gsq recipes",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,  # plain help: it starts in half the time and reads the same in a pipe
     pretty_exceptions_enable=False,
 )

@@ -1,6 +1,7 @@
 """What a user can mend is a line on stderr and an exit code; a traceback means a bug."""
 
 import functools
+import re
 from collections.abc import Callable, Iterable
 from typing import NoReturn, ParamSpec, TypeVar
 
@@ -46,6 +47,11 @@ def _problems(error: Exception) -> tuple[list[str], int] | None:
     return None
 
 
+def _flags(message: str) -> str:
+    """The message with arguments of the Python calls (```seq_len=```) as flags (``--seq-len``)."""
+    return re.sub(r"`(\w+)=`", lambda found: f"--{found[1].replace('_', '-')}", message)
+
+
 def interrupt(message: str) -> NoReturn:
     typer.echo(message, err=True)
     raise typer.Exit(INTERRUPTED)
@@ -55,6 +61,6 @@ def stop(problems: Iterable[str], code: int) -> NoReturn:
     """Print the problems, one line each and the same one in many blocks once, and exit."""
     for problem, *others in alike(problems, IN_NAMES):
         typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        typer.echo(" ".join(line.strip() for line in problem.splitlines()), nl=False, err=True)
+        typer.echo(_flags(" ".join(line.strip() for line in problem.splitlines())), nl=False, err=True)
         typer.echo(f" (and {len(others)} more like it)" if others else "", err=True)
     raise typer.Exit(code)

@@ -44,7 +44,7 @@ def recipes(
 
     if name is not None:
         if name not in gs_schemas.RECIPES:
-            stop([gs_schemas.unknown("recipe", name, gs_schemas.RECIPES)], CANNOT_BE_PLANNED)
+            stop([gs_schemas.unknown_recipe(name)], CANNOT_BE_PLANNED)
         typer.echo(gs_schemas.RECIPES[name].to_yaml(), nl=False)
         return
     rows = [

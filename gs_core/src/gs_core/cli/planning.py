@@ -27,7 +27,7 @@ from gs_core.cli.output import print_json, print_table
 from gs_core.cli.text import collapse, count, opens_in, plural, size
 
 if TYPE_CHECKING:
-    from gs_core.planning import Plan, Row
+    from gs_core.planning import Plan
 
 COLUMNS = ("layer", "scheme", "algorithms", "adapter", "format", "kernel", "why")
 
@@ -86,6 +86,8 @@ def plan(
         )
         return
     typer.echo(f"{made.model.name}: adapter {made.adapter}, format {made.recipe.format}, device {made.device}")
+    if made.source is not None:
+        typer.echo(f"The source is quantized already, as {made.source.schemes}: {size(made.source.nbytes)}.")
     typer.echo()
     dropped = print_table(COLUMNS, collapsed(made.table()), droppable=("kernel", "adapter", "format"))
     if dropped:
@@ -115,31 +117,20 @@ def _silent(stage: str, block: int, blocks: int) -> None: ...
 
 def totals(made: "Plan", measures: bool) -> dict[str, Any]:
     """Sizes in bytes; the one after is an estimate. ``measures``: what the plan says was found on calibration data."""
+    from gs_core.planning import planned_bytes
+
     quantized = [row for row in made.rows if row.scheme is not None]
     caches = [row for row in made.caches if row.args is not None]
-    before = made.model.nbytes()
     return {
         "blocks": len(made.model.blocks),
         "layers_quantized": len(quantized),
         "layers_kept": len(made.table()) - len(made.caches) - len(quantized),
         "caches_quantized": len(caches),
         "parameters_quantized": sum(prod(row.layer.shape) for row in quantized),
-        "bytes_before": before,
-        "bytes_after": before - sum(_saved(row) for row in quantized),
+        "bytes_before": made.bytes_before,
+        "bytes_after": planned_bytes(made),
         "needs_calibration_data": made.needs_data or measures,
     }
-
-
-def _saved(row: "Row") -> int:
-    """Bytes that quantizing one layer saves: codes, scales and zero points for stored floats."""
-    from gs_core import numerics
-    from gs_core.arrays import numpy_dtype
-
-    args = row.scheme.weights if row.scheme else None
-    assert args is not None
-    rows, columns = row.layer.shape
-    stored = rows * columns * numpy_dtype(row.layer.dtype).itemsize
-    return stored - numerics.stored_bits(row.layer.shape, args, row.layer.dtype) // 8
 
 
 def summary(found: dict[str, Any]) -> str:

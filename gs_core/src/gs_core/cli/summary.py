@@ -24,6 +24,7 @@ def print_summary(report: "Report") -> None:
     typer.secho(f"{data['model']} → {report.out}", bold=True)
     _facts(
         recipe=[_recipe(data["recipe"])],
+        source=_source(data.get("source_schemes")),
         size=[f"{size(before)} → {size(after)}, {before / after:.2f} times smaller"],
         layers=_as(data["schemes"], "layer"),
         caches=_as(Counter({row["cache"]: row["scheme"] for row in data.get("caches", ())}.values()), "KV cache"),
@@ -45,6 +46,10 @@ def _facts(**facts: Iterable[str]) -> None:
     for label, lines in facts.items():
         for number, line in enumerate(lines):
             typer.echo(f"  {label if number == 0 else '':8}{line}")
+
+
+def _source(schemes: str | None) -> list[str]:
+    return [f"quantized already, as {schemes}"] if schemes else []
 
 
 def _as(schemes: Mapping[str, int], noun: str) -> list[str]:

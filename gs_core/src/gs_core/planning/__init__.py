@@ -4,12 +4,14 @@ from gs_core.planning.group_size import fit_groups, is_preset, shared_in_feature
 from gs_core.planning.layers import objections
 from gs_core.planning.loading import load_algorithm, load_format, names_of
 from gs_core.planning.making import make
-from gs_core.planning.plan import CacheRow, Plan, Row, static_inputs
+from gs_core.planning.plan import CacheRow, Plan, Row, Source, static_inputs
+from gs_core.planning.size import planned_bytes
 
 __all__ = [
     "CacheRow",
     "Plan",
     "Row",
+    "Source",
     "fit_groups",
     "is_preset",
     "load_algorithm",
@@ -17,6 +19,7 @@ __all__ = [
     "make",
     "names_of",
     "objections",
+    "planned_bytes",
     "shared_in_features",
     "static_inputs",
 ]

@@ -9,6 +9,14 @@ from gs_schemas import QuantizationArgs, QuantizationScheme, Recipe
 
 
 @dataclass(frozen=True)
+class Source:
+    """A source that is quantized already: its schemes, and the bytes of its tensors as they are stored."""
+
+    schemes: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class Row:
     """What happens to one layer, and why. ``scheme`` is ``None`` when it stays in floating point."""
 
@@ -58,6 +66,13 @@ class Plan:
     """Empty where no scheme of the recipe quantizes a cache."""
     engines: tuple[Engine, ...] = ()
     """The engines that were tried with the format, and whether each opens the result."""
+    source: Source | None = None
+    """Set where the source is quantized already."""
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of the source's tensors as they are stored."""
+        return self.model.nbytes() if self.source is None else self.source.nbytes
 
     @property
     def needs_data(self) -> bool:

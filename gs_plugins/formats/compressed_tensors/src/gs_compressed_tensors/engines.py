@@ -1,4 +1,4 @@
-"""Which engines open a folder, as ``docs/engines.md`` says: transformers 5.23 with compressed-tensors 0.20, vLLM 0.32."""
+"""Which engines open a folder: ``docs/engines.md``, for transformers 5.23, compressed-tensors 0.20 and vLLM 0.32."""
 
 from collections.abc import Mapping
 
@@ -22,9 +22,9 @@ def engines(schemes: Schemes, online: bool) -> list[Engine]:
 def dequantizes(schemes: Schemes) -> bool:
     """True if transformers has to dequantize the weights when it loads them.
 
-    compressed-tensors 0.20 builds a packed layer with unpacked zero points on the meta device, so that the packed zero
-    points of any checkpoint do not fit into it. Dequantizing avoids that layer. It applies one scheme to all layers, and
-    leaves caches unquantized, so it is right only for a checkpoint of one scheme and nothing else.
+    compressed-tensors 0.20 builds a packed layer with unpacked zero points on the meta device. The packed zero points
+    of a checkpoint do not fit into it. Dequantizing avoids that layer. It applies one scheme to all layers and leaves
+    caches unquantized, so it is right only for a checkpoint of one scheme and nothing else.
     """
     distinct = {scheme.model_copy(update={"name": None}) for scheme in schemes.values()}
     return len(distinct) == 1 and _packs_zero_points(distinct.pop()) and not any(map(is_expert, schemes))
