@@ -103,7 +103,7 @@ def test_a_journal_that_does_not_add_up_is_refused_and_can_be_restarted(damage, 
     path = out / FOLDER / RECORDS
     path.write_bytes(b"\n".join(damage(path.read_bytes().splitlines())) + b"\n")
     before = contents(out)
-    with pytest.raises(OutputError, match=r"line [123456] is not the record of part .*Pass --restart to begin again"):
+    with pytest.raises(OutputError, match=r"line [123456] is not the record of part .*Pass `restart=` to begin again"):
         Journal(out, ME)
     assert contents(out) == before
     assert opened(out, restart=True).records == []

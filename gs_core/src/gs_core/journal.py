@@ -40,7 +40,7 @@ from gs_core.storage import (
 
 FOLDER, RUN, RECORDS, REPORT = WORK, "run.json", "journal.jsonl", "gsq_report.json"
 ACTIVATIONS, SAVED = "activations", "activations.jsonl"
-RESTART = "Pass --restart to begin again"
+RESTART = "Pass `restart=` to begin again"
 
 log = logging.getLogger("gs_core")
 
