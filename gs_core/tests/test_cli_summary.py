@@ -33,6 +33,10 @@ DATA = {
         {"layer": "layers.1.o", "why": "ignore '*.o'"},
     ],
     "layers": [layer(f"layers.{i}.q", 0.001 * i) for i in range(8)],
+    "engines": [
+        {"name": "transformers", "opens": True, "note": ""},
+        {"name": "vLLM", "opens": False, "note": "no kernel"},
+    ],
     "notes": [],
     "run": {"seconds": 100.0, "seconds_of_this_process": 134.0, "peak_memory_bytes": 3 * 2**30},
 }
@@ -50,11 +54,13 @@ def summary(capsys):
 
 
 def test_the_facts(summary):
-    assert summary()[:9] == [
+    assert summary()[:11] == [
         "models/big one → out",
         "  recipe  w4a16-gptq",
         "  size    6 GiB → 2 GiB, 3.00 times smaller",
         "  layers  7 layers as W4A16, 1 layer as W8A16",
+        "  opens   in transformers",
+        "          not in vLLM: no kernel",
         "  float   lm_head: outside the decoder blocks",
         "          layers.{0,1}.o: ignore '*.o'",
         "  time    2 min 14 s",

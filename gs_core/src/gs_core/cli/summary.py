@@ -38,7 +38,7 @@ def print_summary(report: "Report") -> None:
     if report.layers:
         _worst(report.worst(5))
         typer.echo()
-    typer.echo(f"Everything is in {report.out / REPORT}. What it costs in perplexity:")
+    typer.echo(f"Everything is in {report.out / REPORT}. To measure the loss:")
     typer.echo(f"  gsq eval {quote(str(report.out))} --against {quote(data['model'])} --text FILE")
 
 
