@@ -45,3 +45,25 @@ def test_links_lead_somewhere(page):
 def test_python_in_the_docs_compiles(page):
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)):
         compile(code, f"{page.name}, block {number}", "exec")
+
+
+def table_rows(page: str) -> dict[str, list[str]]:
+    """Lines of Markdown tables, cells by the recipe of ours that they name in backticks or in a column of its own."""
+    found = {}
+    for line in re.findall(r"^\| .*\|$", page, re.MULTILINE):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        recipe = next((cell.strip("`") for cell in cells if re.fullmatch(r"`?(w\da\d+|kv)\S*`?", cell)), None)
+        if recipe and "ours" in cells or recipe and cells[0].startswith("`"):
+            found[recipe] = cells
+    return found
+
+
+def test_readme_shows_the_figures_of_the_benchmarks():
+    """One figure for one recipe in all files."""
+    figures = r"[\d.]+ \([\d.]+\)"
+    readme = table_rows((CHECKOUT / "README.md").read_text(encoding="utf-8"))
+    measured = table_rows((CHECKOUT / "docs" / "benchmarks.md").read_text(encoding="utf-8"))
+    shown = {recipe: cells for recipe, cells in readme.items() if any(re.fullmatch(figures, c) for c in cells)}
+    assert shown
+    for recipe, cells in shown.items():
+        assert {c for c in cells if re.fullmatch(figures, c)} <= set(measured[recipe]), recipe

@@ -282,6 +282,7 @@ def test_gpt2_is_refused_because_its_weights_are_stored_transposed():
 
 
 def test_t5_is_refused_because_it_is_an_encoder_and_a_decoder(tmp_path):
-    transformers.T5Config(d_model=32, num_layers=1, vocab_size=64).save_pretrained(tmp_path)
+    config = transformers.T5Config(d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4, vocab_size=64)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
     with pytest.raises(PlanError, match=r"an encoder-decoder model \(t5\); only decoder models are supported"):
         plan(tmp_path, "w8a8-rtn")

@@ -26,15 +26,17 @@ def open_folder(
     name = name or str(folder)
     _check_device(device)
     config = read_config(folder)
-    if config.get("is_encoder_decoder"):
-        kind = config.get("model_type")
-        raise PlanError([f"{name}: an encoder-decoder model ({kind}); only decoder models are supported"])
     checkpoint = checkpoint or Checkpoint(folder)
     check_backed(config, checkpoint)
     try:
         configuration = auto_config(folder, trust_remote_code)
+        if getattr(configuration, "is_encoder_decoder", False):
+            kind = configuration.model_type
+            raise PlanError([f"{name}: an encoder-decoder model ({kind}); only decoder models are supported"])
         custom = model_class(configuration, folder) if trust_remote_code else None
         module = from_config(configuration, custom)
+    except PlanError:
+        raise
     except Exception as error:  # transformers' own checks of a stranger's file may raise anything
         why = None if trust_remote_code else refusal(folder, "config.json")
         why = why or f"{name}: transformers cannot build this model: {reason(error)}"
