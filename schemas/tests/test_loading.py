@@ -1,4 +1,4 @@
-"""YAML and JSON from strangers: every document is read or refused, quickly."""
+"""Hostile YAML and JSON: every document is read or refused quickly."""
 
 import time
 
@@ -33,7 +33,7 @@ MERGES = "a0: &a0 {k: v}\n" + "".join(f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n -
     ],
     ids=range(15),
 )
-def test_a_document_without_bounds_is_refused_in_time(text, message):
+def test_a_document_that_exceeds_a_limit_is_refused_quickly(text, message):
     started = time.process_time()
     with pytest.raises(SchemaError, match=message):
         load_yaml(text, "recipe")
@@ -51,13 +51,13 @@ NAME = "model.layers.10.self_attn.query_key_value_projection_with_a_long_name"
 
 
 @pytest.mark.parametrize("pattern", [r"re:(\w+\.?)+!", r"re:(\w+\.?)+[!?]", r"re:(a|a|\w|\.)*(\w|\.)*(\w|\.)+[!?]$"])
-def test_nested_repetition_ends(pattern):
+def test_nested_repetition_is_matched_quickly(pattern):
     started = time.process_time()
     assert not matches(pattern, NAME)
     assert time.process_time() - started < 5
 
 
-def test_a_regular_expression_without_end_is_refused():
+def test_a_slow_regular_expression_is_refused():
     started = time.process_time()
     with pytest.raises(SchemaError, match="takes more than 1 s on"):
         matches("re:" + "(.*)" * 10 + r"(\d\d\d|\1x\2)$", NAME)

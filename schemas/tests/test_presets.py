@@ -3,7 +3,7 @@
 import pytest
 
 from gs_schemas import RECIPES, SCHEMES, Recipe, SchemaError, recipe
-from gs_schemas.presets import NOT_YET
+from gs_schemas.presets import NEAREST_SCHEMES
 
 # The fields of compressed-tensors' presets of these names, in its words: num_bits, strategy, group_size, symmetric,
 # dynamic. W8A16 is per channel, as it was there up to version 0.15; W8A8_STATIC is vLLM's and llm-compressor's word,
@@ -99,7 +99,7 @@ def test_every_preset_survives_yaml_and_json(name):
         ("w8a16", "W8A16 is a scheme, not a recipe; recipes with it: w8a16-rtn, w8a16-gptq."),
         (
             "FP8_DYNAMIC",
-            "the scheme FP8_DYNAMIC is not supported yet; the nearest is W8A8, with the recipes: w8a8-rtn, ",
+            "scheme FP8_DYNAMIC is not supported yet; the nearest is W8A8, in these recipes: w8a8-rtn, ",
         ),
     ],
 )
@@ -110,5 +110,5 @@ def test_an_unknown_recipe_leads_to_the_nearest_ones(given, message):
 
 
 def test_schemes_that_are_not_supported_yet_lead_to_schemes_with_recipes():
-    assert not NOT_YET.keys() & SCHEMES.keys()
-    assert {*NOT_YET.values()} <= {preset.scheme.name for preset in RECIPES.values()}
+    assert not NEAREST_SCHEMES.keys() & SCHEMES.keys()
+    assert {*NEAREST_SCHEMES.values()} <= {preset.scheme.name for preset in RECIPES.values()}

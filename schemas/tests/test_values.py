@@ -84,7 +84,7 @@ def test_values_are_yaml(text, value):
 class TestNames:
     """Tables and reports call things by name, so a name must not outlive what it stood for."""
 
-    def test_a_scheme_with_other_numbers_loses_its_preset_s_name_and_the_recipe_says_the_change(self):
+    def test_a_changed_scheme_loses_its_preset_name_and_the_recipe_name_has_the_change(self):
         found = changed("scheme.weights.group_size=64")
         assert found.scheme.describe() == "w int4 group 64"
         assert found.name == "w4a16-gptq with scheme.weights.group_size=64"
@@ -92,7 +92,7 @@ class TestNames:
     def test_the_same_value_changes_nothing(self):
         assert changed("scheme.weights.observer=minmax") == GPTQ
 
-    def test_a_given_group_size_is_the_users_own_and_no_presets(self):
+    def test_a_scheme_with_a_given_group_size_loses_its_preset_name(self):
         assert changed("scheme.weights.group_size=128").scheme == GPTQ.scheme.model_copy(update={"name": None})
 
     def test_another_preset_brings_its_own_name(self):

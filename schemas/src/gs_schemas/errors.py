@@ -15,12 +15,13 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
 
 
 FEW_NAMES, NEAREST_NAMES = 8, 4
+"""A message lists all names if there are at most ``FEW_NAMES``, else at most ``NEAREST_NAMES``."""
 
 
 def unknown(kind: str, given: str, allowed: Iterable[str], command: str = "") -> str:
     """One sentence for a name that does not exist: ``no scheme named 'x'; there are: …``.
 
-    command: prints all names. Of more than ``FEW_NAMES`` names the sentence then has the nearest ones only.
+    command: a command that prints all names. With it, a list of more than ``FEW_NAMES`` names is cut to the nearest.
     """
     names = sorted(allowed)
     if command and len(names) > FEW_NAMES:

@@ -1,4 +1,4 @@
-"""Reading YAML and JSON from strangers, with limits."""
+"""Parse YAML and JSON with limits: people share recipes, and a document can be hostile."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ from gs_schemas.errors import SchemaError
 
 MAX_CHARACTERS = 2**20
 MAX_NODES = 100_000
-"""Mappings, lists and values of one document. An alias counts as much as the node that it repeats."""
+"""Mappings, lists and values of one document. An alias counts as all nodes of its anchor."""
 MAX_DEPTH = 64
 MAX_INTEGER = 2**256
 
@@ -37,9 +37,9 @@ class _Loader(yaml.SafeLoader):
 def load_yaml(text: str, source: str) -> Any:
     """Parse YAML safely: at most ``MAX_CHARACTERS``, ``MAX_NODES`` and ``MAX_DEPTH``, integers below ``MAX_INTEGER``.
 
-    A JSON object is read as JSON: YAML's parser accepts it, but reads ``1e-5`` as text.
+    A JSON object is parsed as JSON, because YAML reads ``1e-5`` as a string.
 
-    Raises ``SchemaError``: of a syntax error with line and column, else with the limit that is exceeded.
+    Raises ``SchemaError``: a syntax error with line and column, or the limit that is exceeded.
     """
     try:
         if len(text) > MAX_CHARACTERS:
@@ -52,7 +52,7 @@ def load_yaml(text: str, source: str) -> Any:
     except RecursionError:
         problem = f"it is nested deeper than {MAX_DEPTH} levels"
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-        # PyYAML raises these for a value that does not fit its tag, such as `!!int ""`.
+        # PyYAML raises these for a value that does not match its tag, for example `!!int ""`.
         problem = f"it cannot be read: {error}"
     raise SchemaError(source, [problem])
 

@@ -116,8 +116,8 @@ def named(scheme: QuantizationScheme) -> QuantizationScheme:
     return next((s for s in SCHEMES.values() if s == scheme.model_copy(update={"name": s.name})), scheme)
 
 
-# Schemes of compressed-tensors and llm-compressor, and the nearest one here.
-NOT_YET = {
+# Unsupported schemes of compressed-tensors and llm-compressor → the nearest supported scheme.
+NEAREST_SCHEMES = {
     "FP8": "W8A8_STATIC",
     "FP8_BLOCK": "W8A8",
     "FP8_DYNAMIC": "W8A8",
@@ -131,14 +131,14 @@ NOT_YET = {
 
 
 def unknown_recipe(name: str) -> str:
-    """Why there is no preset recipe of that name, and what is nearest: a scheme's name leads to its recipes."""
+    """An error message for a name that is no preset recipe. It names the nearest recipes, or those with the scheme."""
     scheme = name.upper().replace("-", "_")
-    nearest = NOT_YET.get(scheme, scheme)
+    nearest = NEAREST_SCHEMES.get(scheme, scheme)
     fitting = ", ".join(known for known, preset in RECIPES.items() if preset.scheme.name == nearest)
     if scheme in SCHEMES:
         return f"{scheme} is a scheme, not a recipe; recipes with it: {fitting}."
-    if scheme in NOT_YET:
-        return f"the scheme {scheme} is not supported yet; the nearest is {nearest}, with the recipes: {fitting}."
+    if scheme in NEAREST_SCHEMES:
+        return f"scheme {scheme} is not supported yet; the nearest is {nearest}, in these recipes: {fitting}."
     return unknown("recipe", name, RECIPES, "gsq recipes")
 
 

@@ -11,35 +11,36 @@ from gs_schemas.errors import SchemaError, unknown, validate
 from gs_schemas.loading import load_yaml
 from gs_schemas.scheme import QuantizationScheme, Strict
 
-MATCH_SECONDS = 1.0
-"""Time limit of one regular expression on one name; ordinary ones take microseconds."""
-MAX_PATTERN = 10_000
+MAX_MATCH_SECONDS = 1.0
+"""Time limit for one regular expression on one name. Ordinary expressions take microseconds."""
+MAX_PATTERN_CHARACTERS = 10_000
 
 
 def matches(pattern: str, name: str) -> bool:
     """True if a full layer name fits a pattern: a shell glob, or a regular expression after ``re:``.
 
     A glob must cover the whole name; a regular expression is anchored at its start (``re.match``). Regular expressions
-    have the syntax of Python's ``re``; the ``regex`` package computes them because it has a time limit.
+    have the syntax of Python's ``re``. The ``regex`` package matches them, because it has a time limit.
 
-    Raises ``SchemaError`` for an expression that exceeds ``MATCH_SECONDS``, is invalid or longer than ``MAX_PATTERN``.
+    Raises ``SchemaError`` for an expression that is invalid, exceeds ``MAX_MATCH_SECONDS`` or has more than
+    ``MAX_PATTERN_CHARACTERS``.
     """
     if not pattern.startswith("re:"):
         return fnmatchcase(name, pattern)
     import regex
 
     try:
-        return regex.match(_checked_pattern(pattern)[3:], name, timeout=MATCH_SECONDS) is not None
+        return regex.match(_checked_pattern(pattern)[3:], name, timeout=MAX_MATCH_SECONDS) is not None
     except TimeoutError:
-        problem = f"takes more than {MATCH_SECONDS:g} s on '{name}'; write it without nested repetition"
+        problem = f"takes more than {MAX_MATCH_SECONDS:g} s on '{name}'; write it without nested repetition"
     except ValueError as error:
         problem = str(error)
     raise SchemaError(f"'{pattern:.200}'", [problem])
 
 
 def _checked_pattern(pattern: str) -> str:
-    if len(pattern) > MAX_PATTERN:
-        raise ValueError(f"a pattern has more than {MAX_PATTERN} characters")
+    if len(pattern) > MAX_PATTERN_CHARACTERS:
+        raise ValueError(f"a pattern has more than {MAX_PATTERN_CHARACTERS} characters")
     if pattern.startswith("re:"):
         import regex
 
@@ -111,9 +112,9 @@ class Calibration(Strict):
     ``data`` is the path of a text file, a ``.jsonl``, ``.json``, ``.csv`` or ``.npy`` file, a folder, or the hub id of
     a dataset (see docs/calibration.md).
 
-    ``dtype`` is the dtype of the matrix products; everything else is float32. ``model``: the dtype that the weights are
-    stored in, int8 where weights and activations are quantized to it, and float32 where the processor has no such
-    products. ``float32``: all products, those of searches too.
+    ``dtype`` is the dtype of matrix products. Everything else is float32. ``model``: the stored dtype of the weights;
+    int8 if weights and activations are quantized to int8; float32 if the processor has no fast products in these
+    dtypes. ``float32``: all products, also those of searches.
     """
 
     data: str | None = None

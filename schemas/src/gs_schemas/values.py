@@ -30,12 +30,13 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     """The recipe with other values at some dotted paths, validated as a whole.
 
     A path names fields (``calibration.samples``), positions in lists (``overrides.0.match``) and, after
-    ``algorithms``, an algorithm of the recipe and its option (``algorithms.gptq.damping``). A recipe that this changes
-    says so in its name (``w4a16-gptq with calibration.samples=64``). A scheme whose numbers this changes loses its
-    preset's name. So does a preset scheme whose group size is given: it is the user's own size then, which never falls
-    back to a smaller one.
+    ``algorithms``, an algorithm of the recipe and its option (``algorithms.gptq.damping``).
 
-    Raises ``SchemaError``, with what was probably meant, for a path that leads nowhere or a value that is not allowed.
+    The name of a changed recipe contains the changes (``w4a16-gptq with calibration.samples=64``). A scheme with
+    changed numbers loses the name of its preset. A preset scheme also loses its name if ``values`` contains its group
+    size, even an equal one, so that planning does not replace this size.
+
+    Raises ``SchemaError`` for an unknown path or a value that is not allowed, with the nearest name.
     """
     data = recipe.model_dump(mode="json")
     for path, value in values.items():
@@ -46,7 +47,7 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
             data = _put(data, [first, *rest], value)
             if rest[-2:] == ["weights", "group_size"]:
                 data = _put(data, [first, *rest[:-2]], _nameless(_at(data, [first, *rest[:-2]])))
-    return _honest(recipe, Recipe.parse(data), values)
+    return _with_changes_in_name(recipe, Recipe.parse(data), values)
 
 
 def _put_option(data: Mapping[str, Any], name: str, path: Sequence[str], value: Any) -> None:
@@ -85,19 +86,19 @@ def _at(node: Any, path: Sequence[str]) -> Any:
 
 
 def _nameless(scheme: Any) -> Any:
-    """A scheme without its name, where that is a preset's."""
+    """The scheme without its name if that is the name of a preset."""
     return {**scheme, "name": None} if scheme.get("name") in SCHEMES else scheme
 
 
-def _honest(before: Recipe, after: Recipe, values: Mapping[str, Any]) -> Recipe:
-    """The recipe with these values in its name, and without the names of schemes that have other numbers now."""
+def _with_changes_in_name(before: Recipe, after: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with these values in its name. Schemes with changed numbers lose their names."""
     overrides = [
-        now.model_copy(update={"scheme": _honest_scheme(was.scheme, now.scheme)})
+        now.model_copy(update={"scheme": _with_true_name(was.scheme, now.scheme)})
         for was, now in zip(before.overrides, after.overrides, strict=False)
     ]
     after = after.model_copy(
         update={
-            "scheme": _honest_scheme(before.scheme, after.scheme),
+            "scheme": _with_true_name(before.scheme, after.scheme),
             "overrides": [*overrides, *after.overrides[len(overrides) :]],
         }
     )
@@ -109,7 +110,7 @@ def _honest(before: Recipe, after: Recipe, values: Mapping[str, Any]) -> Recipe:
     return after.model_copy(update={"name": f"{before.name}{',' if ' with ' in before.name else ' with'} {changes}"})
 
 
-def _honest_scheme(before: QuantizationScheme | None, after: QuantizationScheme | None) -> QuantizationScheme | None:
+def _with_true_name(before: QuantizationScheme | None, after: QuantizationScheme | None) -> QuantizationScheme | None:
     if after is None or after.name is None:
         return after
     meant = SCHEMES.get(after.name) or (before if before and before.name == after.name else after)
