@@ -44,7 +44,7 @@ system: $(READY)
 fuzz-short: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --seconds 60
 
-# An hour of mutants that no run before has read.
+# An hour of new mutants.
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py --seconds 3600 --seed $(shell date +%s)
 

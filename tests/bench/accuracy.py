@@ -78,7 +78,7 @@ def measure(
 
 
 def _known(cells: list[list[str]]) -> dict[tuple[str, ...], Line]:
-    """Lines of a page that has the same columns, but for recipes that are no longer measured."""
+    """Lines of a page with the same columns, without recipes that are no longer measured."""
     lines = [dict(zip(HEADER, line, strict=True)) for line in cells if len(line) == len(HEADER)]
     return {
         tuple(line[name] for name in NAMES): line

@@ -13,9 +13,14 @@ sys.path.insert(0, str(HERE.parent))  # for `models`
 
 @dataclass(frozen=True)
 class BenchModel:
-    """folder: gives the model's folder, made in the folder that it is given when it has to be. samples, windows: of
-    256 tokens, to calibrate and to evaluate. group_size: of weights of three and four bits. rows: those measured; all
-    when empty."""
+    """A model of the accuracy table.
+
+    Attributes:
+        folder: returns the model's folder; its argument is a folder to make the model in.
+        samples, windows: number of calibration samples and evaluation windows of 256 tokens.
+        group_size: group size of weights of three and four bits.
+        rows: rows of the table that are measured; empty for all.
+    """
 
     folder: Callable[[Path], Path]
     samples: int = 128

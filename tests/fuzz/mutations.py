@@ -1,4 +1,4 @@
-"""Mutations of files: bytes for every file, structure for JSON. The same random generator, the same mutants."""
+"""Mutations of files: of bytes, and of values in JSON. The same random seed gives the same mutants."""
 
 import json
 from random import Random

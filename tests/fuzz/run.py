@@ -1,8 +1,8 @@
 """Fuzz the readers: ``python tests/fuzz/run.py --seconds 60 [--seed N] [--target NAME]``.
 
-Every mutant is read, or refused with a GoldenStickError or SchemaError, within ``CASE_SECONDS`` and ``MEMORY`` bytes.
-Everything else is a failure: it is written to ``out/fuzz/NAME/``, and the exit code is 1. A case that was fixed belongs
-into ``corpus/NAME/NUMBER-FILE`` (``+`` for ``/``); those are read first.
+Every mutant must be read, or refused with a GoldenStickError or SchemaError, within ``MAX_CPU_SECONDS`` and
+``MAX_MEMORY_BYTES``. Otherwise it is a failure: the mutant is written to ``out/fuzz/NAME/``, and the exit code is 1.
+Put the mutant of a fixed failure into ``corpus/NAME/NUMBER-FILE`` (``+`` for ``/``). The corpus is read first.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from targets import TARGETS, Target
 from gs_core import GoldenStickError
 from gs_schemas import SchemaError
 
-CASE_SECONDS = 30
-"""Of the processor."""
-WALL_SECONDS = 300
-MEMORY = 16 * 2**30
-SHORTEST = 8
-"""Mutants of each target at least, however slow it is."""
+MAX_CPU_SECONDS = 30
+"""CPU seconds for one mutant."""
+MAX_WALL_SECONDS = 300
+MAX_MEMORY_BYTES = 16 * 2**30
+MIN_CASES = 8
+"""Least number of mutants of each target, also if time is over."""
 
 
 class Hang(BaseException):
@@ -46,8 +46,8 @@ def failure(target: Target, file: str, content: bytes) -> str:
     """The traceback of a reader that fails on this content of a file; empty if it reads or refuses it."""
     path = target.folder / file
     path.write_bytes(content)
-    signal.setitimer(signal.ITIMER_PROF, CASE_SECONDS)
-    signal.alarm(WALL_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, MAX_CPU_SECONDS)
+    signal.alarm(MAX_WALL_SECONDS)
     try:
         target.read()
     except (GoldenStickError, SchemaError):
@@ -66,7 +66,7 @@ def fuzz(target: Target, seconds: float, seed: int, out: Path) -> int:
     random, found, cases = Random(f"{target.name} {seed}"), set[str](), 0
     ends = time.monotonic() + seconds
     waiting = target.corpus()
-    while waiting or cases < SHORTEST or time.monotonic() < ends:
+    while waiting or cases < MIN_CASES or time.monotonic() < ends:
         if waiting:
             file, content = waiting.pop()
         else:
@@ -95,7 +95,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, _hang)
     signal.signal(signal.SIGPROF, _hang)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     chosen = [target for target in TARGETS if asked.target in (None, target.name)]
     with tempfile.TemporaryDirectory() as folder:
         counts = [

@@ -1,4 +1,4 @@
-"""Readers to fuzz. Each target has seeds, and reads a mutant: it returns, or raises an error of ours."""
+"""Readers to fuzz. A target has seed files and reads a mutant of one: it returns or raises a GoldenStickError."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ class Target(ABC):
         """Read the folder."""
 
     def corpus(self) -> list[tuple[str, bytes]]:
-        """Cases that once failed: file of the target, content. A name is ``NUMBER-FILE``."""
+        """Mutants that failed before: file of the target, content. A name is ``NUMBER-FILE``."""
         kept = sorted((CORPUS / self.name).glob("*"))
         return [(path.name.split("-", 1)[1].replace("+", "/"), path.read_bytes()) for path in kept]
 
@@ -83,7 +83,7 @@ class JournalFiles(Target):
         return {f"{FOLDER}/{name}": (self.folder / FOLDER / name).read_bytes() for name in (RUN, RECORDS, SAVED, BEGUN)}
 
     def read(self) -> None:
-        """Resumed, the journal has the parts that were recorded, or fewer; restarted, none."""
+        """A resumed journal has a prefix of the recorded parts. A restarted journal has none."""
         before = {path: path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
         try:
             journal = Journal(self.folder, RUN_OF_TARGET)

@@ -76,7 +76,7 @@ def beside(name: str, rooms: Sequence[Path]) -> Path:
 
 
 def made_once(kind: str, name: str, make: Callable[[Path], None]) -> Path:
-    """The folder ``name`` of the cache, which ``make`` fills when it is missing; it is empty then."""
+    """The folder ``name`` in the cache. If it is missing, ``make`` fills a new empty folder."""
     folder = cache() / kind / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(Path(f"{folder}.lock")):

@@ -14,8 +14,8 @@ from typing import Any
 
 from transformers_model import assert_nothing_of_ours, load
 
-TOKENS = 1024
-"""Predictions of both models that are held at once."""
+MAX_PREDICTIONS = 1024
+"""Tokens whose predictions by both models are in memory at once."""
 
 
 def figures(model: Any, original: Any, windows: str) -> dict[str, float]:
@@ -26,7 +26,7 @@ def figures(model: Any, original: Any, windows: str) -> dict[str, float]:
 
     tokens = torch.from_numpy(numpy.load(windows).astype("int64"))
     divergence = loss = 0.0
-    for batch in tokens.split(max(1, TOKENS // tokens.shape[1])):
+    for batch in tokens.split(max(1, MAX_PREDICTIONS // tokens.shape[1])):
         with torch.no_grad():
             wanted, got = (m(batch).logits[:, :-1].float().log_softmax(-1).flatten(0, 1) for m in (original, model))
         divergence += F.kl_div(got, wanted, log_target=True, reduction="sum").item()

@@ -25,12 +25,12 @@ def arguments(description: str, data: str, dtype: str) -> argparse.Namespace:
 
 
 def load(folder: str, dtype: str, dequantize: bool, transforms: bool = False) -> Any:
-    """The causal language model in `folder`, ready to run on the CPU. `transforms`: what transformers 5.23 leaves out
-    is done by the library that defines it."""
+    """The causal language model in `folder`, ready to run on the CPU. `transforms`: apply
+    transform_config with compressed-tensors, because transformers 5.23 ignores it."""
     from transformers import AutoConfig, AutoModelForCausalLM, CompressedTensorsConfig
 
     how: dict[str, Any] = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if dequantize else {}
-    if transforms:  # they are applied below, so the folder may be opened by the method that it withholds
+    if transforms:  # they are applied below, so quant_method is restored
         how["config"] = AutoConfig.from_pretrained(folder)
         quantization = getattr(how["config"], "quantization_config", {})
         if "quant_method_with_transforms" in quantization:

@@ -1,4 +1,4 @@
-"""A smaller model: the first blocks of another one, and everything outside its blocks."""
+"""Writes a smaller model: the first blocks of a model, and the tensors outside its blocks."""
 
 import json
 import re

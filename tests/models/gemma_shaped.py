@@ -14,7 +14,7 @@ from pathlib import Path
 TOKENIZER = Path(__file__).parents[1] / "data" / "tiny-llama"
 HIDDEN, INTERMEDIATE, WINDOW = 640, 2048, 64
 MASSIVE_CHANNELS = (7, 311)
-"""Channels of the residual stream that one block raises far above the others."""
+"""Channels of the residual stream that one block makes far larger than the others."""
 MASSIVE_FEATURES = (5, 1200)
 """Inputs of ``down_proj`` that are far larger than the others, on some tokens."""
 
