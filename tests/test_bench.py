@@ -42,7 +42,7 @@ def test_our_recipe_can_be_carried_out(data, name):
     assert plan(data.model("tiny-llama"), recipe, calibration=data.calibration).recipe == recipe
 
 
-def test_what_is_measured_again_replaces_the_cells_of_that_model_alone():
+def test_a_new_measurement_replaces_only_the_cells_of_that_model():
     old = dict.fromkeys(accuracy.HEADER, "old") | {"row": "KV int8", "by": OURS, "recipe": "kv8"}
     other = old | {"recipe": "gone"}
     known = accuracy._known([list(old.values()), list(other.values()), ["a", "page", "of", "other", "columns"]])

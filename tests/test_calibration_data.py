@@ -1,4 +1,4 @@
-"""Calibration data as users have it, on real tokenizers: chats, datasets, tensors, live models."""
+"""Chats, datasets, tensors and live models as calibration data, with real tokenizers."""
 
 import json
 import sys
@@ -143,49 +143,49 @@ def test_torch_tensors_are_token_ids(tmp_path):
     assert calibration.load({"input_ids": ids.int()}, 2, 16, None).tolist() == ids[:, :16].tolist()
 
 
-def test_a_live_model_finds_its_tokenizer_where_it_came_from(live, data):
+def test_a_live_model_uses_the_tokenizer_of_its_name_or_path(live, data):
     model = api.open_source(live).model
     assert stream(TEXTS, model) == stream(TEXTS, api.open_source(data.model("tiny-llama")).model)
 
 
 @pytest.fixture
-def homeless(live, monkeypatch):
-    """A live model that does not know where it came from."""
+def live_without_path(live, monkeypatch):
+    """A live model with an empty ``name_or_path``."""
     monkeypatch.setattr(live.config, "_name_or_path", "")
     monkeypatch.setattr(live, "name_or_path", "")
     return live
 
 
-def test_a_live_model_without_a_tokenizer_asks_for_one(homeless, data, tmp_path):
+def test_a_live_model_without_a_tokenizer_asks_for_one(live_without_path, data, tmp_path):
     with pytest.raises(CalibrationError) as caught:
-        quantize(homeless, "w8a8-smoothquant", tmp_path / "out", calibration=TEXTS, **SMALL)
+        quantize(live_without_path, "w8a8-smoothquant", tmp_path / "out", calibration=TEXTS, **SMALL)
     assert "tokenizer=" in str(caught.value)
     assert "golden-stick-" not in str(caught.value), "no name of a temporary folder"
 
 
-def test_a_tokenizer_can_be_given(homeless, data, tmp_path):
+def test_a_tokenizer_can_be_given(live_without_path, data, tmp_path):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(data.model("tiny-llama"))
     texts = TEXTS * 10
-    assert plan(homeless, "w8a8-smoothquant", calibration=texts, tokenizer=tokenizer).needs_data
+    assert plan(live_without_path, "w8a8-smoothquant", calibration=texts, tokenizer=tokenizer).needs_data
     ids = calibration.stream(texts, 10_000, tokenizer)
     by_function = {"calibration": texts, "tokenizer": lambda text: tokenizer(text, add_special_tokens=False).input_ids}
     kinds = [{"calibration": texts, "tokenizer": tokenizer}, by_function, {"calibration": ids}]
     written = []
     for number, given in enumerate(kinds):
         out = tmp_path / str(number)
-        quantize(homeless, "w8a8-smoothquant", out, **given, samples=len(ids) // 16, seq_len=16)
+        quantize(live_without_path, "w8a8-smoothquant", out, **given, samples=len(ids) // 16, seq_len=16)
         written.append([path.read_bytes() for path in sorted(out.glob("*.safetensors"))])
     assert len(written[0]) > 1
     assert written[0] == written[1] == written[2]
-    found = evaluate(homeless, texts, seq_len=16, windows=2, tokenizer=tokenizer)
-    assert (found.model, found.windows) == (type(homeless).__name__, 2)
+    found = evaluate(live_without_path, texts, seq_len=16, windows=2, tokenizer=tokenizer)
+    assert (found.model, found.windows) == (type(live_without_path).__name__, 2)
 
 
-def test_token_ids_need_no_tokenizer(homeless, tmp_path):
+def test_token_ids_need_no_tokenizer(live_without_path, tmp_path):
     import torch
 
     ids = torch.arange(64).reshape(2, 32)
-    report = quantize(homeless, "w8a8-smoothquant", tmp_path / "out", calibration=ids, **SMALL)
+    report = quantize(live_without_path, "w8a8-smoothquant", tmp_path / "out", calibration=ids, **SMALL)
     assert report.layers

@@ -133,13 +133,13 @@ def test_an_unfinished_run_is_kept_from_others_and_goes_on(gsq, monkeypatch):
         assert Path("out", name).read_bytes() == Path("straight", name).read_bytes(), name
 
 
-def test_an_unfinished_run_is_no_model(gsq, tmp_path):
+def test_an_unfinished_run_is_not_a_model(gsq, tmp_path):
     (tmp_path / "out" / ".gsq").mkdir(parents=True)
     result = gsq("eval", "out", "--text", DATA / "evaluation.txt")
     assert errors(result) == ["error: out is an unfinished run; run the same quantize command again to finish it"]
 
 
-def test_the_command_line_is_told_flags_and_python_arguments(gsq):
+def test_errors_name_flags_on_the_command_line_and_arguments_in_python(gsq):
     long = ("--calibration", DATA / "calibration.txt", "--seq-len", 10**6)
     (error,) = errors(gsq("quantize", TINY, "w4a16-gptq", "-o", "out", *long))
     assert error.endswith("lower --seq-len")

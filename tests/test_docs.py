@@ -53,7 +53,7 @@ def table_rows(page: str) -> dict[str, list[str]]:
     for line in re.findall(r"^\| .*\|$", page, re.MULTILINE):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         recipe = next((cell.strip("`") for cell in cells if re.fullmatch(r"`?(w\da\d+|kv)\S*`?", cell)), None)
-        if recipe and "ours" in cells or recipe and cells[0].startswith("`"):
+        if recipe and ("ours" in cells or cells[0].startswith("`")):
             found[recipe] = cells
     return found
 

@@ -67,9 +67,7 @@ def test_every_other_kind_of_preset_opens_in_transformers_as_its_report_says(
     assert transformers_perplexity(folder) == pytest.approx(ours, rel=0.005)
 
 
-def test_zero_points_beside_another_scheme_do_not_open_in_transformers_and_the_report_says_so(
-    exported, engine, windows
-):
+def test_mixed_schemes_with_zero_points_do_not_open_in_transformers_and_the_report_says_so(exported, engine, windows):
     beside = {"overrides": [{"match": "*.mlp.*", "scheme": "W8A16", "algorithms": ["rtn"]}]}
     folder = exported("tiny-llama", "w4a16-asym-rtn", **beside)
     report = json.loads((folder / "gsq_report.json").read_text())
@@ -110,7 +108,7 @@ def test_transformers_reads_keys_and_values_back_as_we_do(exported, data, transf
 
 
 def test_transformers_refuses_a_folder_whose_transforms_it_would_ignore(exported):
-    """Loaded without R4, the folder would compute nonsense."""
+    """Without R4 the predictions of the folder would be meaningless."""
     from transformers import AutoModelForCausalLM
 
     folder = exported("tiny-llama", "w4a4-hadamard")

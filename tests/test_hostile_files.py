@@ -1,4 +1,4 @@
-"""Checkpoint folders that are hostile or damaged: no code from them runs, and nothing passes silently."""
+"""Hostile or damaged checkpoint folders: no code from them runs, and every fault is an error."""
 
 import json
 import os
@@ -228,7 +228,7 @@ def test_codes_and_scales_of_another_dtype_are_refused(quantized, data, format, 
 
 @pytest.mark.parametrize("format", ["compressed_tensors", "golden_stick", "ascend"])
 @pytest.mark.parametrize(("value", "says"), [(0, "zero"), (float("nan"), "NaN"), (-1, "negative")])
-def test_scales_that_are_no_positive_numbers_are_refused(quantized, data, format, value, says):
+def test_scales_that_are_not_positive_numbers_are_refused(quantized, data, format, value, says):
     folder = quantized("w8a8-rtn", format=format)
 
     def damage(name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,5 @@
-"""Every preset runs on models that it was not fitted to, end to end: a real Llama and a model of Gemma 3's shape, with
-massive activations in both. The whole models are measured by `make presets`."""
+"""Every preset runs end to end on the first blocks of a real Llama and on a model of Gemma 3's shape. Both have massive
+activations. `make presets` measures the whole models."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Models that no recipe was fitted to: a real Llama from the package index, and a random model of Gemma 3's shape."""
+"""Models for tests: a real Llama from the package index, and a random model of Gemma 3's shape."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The size that a plan names is the size that is written."""
+"""The planned size is the written size."""
 
 import json
 
@@ -17,7 +17,7 @@ W4A8 = {
 
 @pytest.fixture
 def written(data, tmp_path):
-    """The report of a run, and the bytes of the tensors that the plan foresaw."""
+    """The report of a run, and the planned bytes of its tensors."""
 
     def run(recipe: Recipe, source=None) -> tuple[Report, int]:
         model, texts = source or data.model("tiny-llama"), {"samples": 2, "seq_len": 32}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gs_core import CalibrationError, calibration
-from gs_core.calibration.tokens import CHARACTERS_PER_TOKEN, SPREAD, TOKENS_PER_BATCH
+from gs_core.calibration.tokens import CHARACTERS_PER_TOKEN, READ_RATIO, TOKENS_PER_BATCH
 
 
 def by_byte(text):
@@ -145,7 +145,7 @@ def test_windows_are_spread_evenly_and_never_overlap(length, samples, seq_len):
     tokens = np.arange(length)
     possible = length // seq_len
     if possible < samples:
-        with pytest.raises(CalibrationError, match=f"gives {possible} samples of {seq_len} tokens, .* {samples};"):
+        with pytest.raises(CalibrationError, match=f"has {possible} samples of {seq_len} tokens, .* {samples};"):
             calibration.windows(tokens, samples, seq_len)
         return
     found = calibration.windows(tokens, samples, seq_len)
@@ -162,7 +162,7 @@ def test_too_little_text_says_how_much_there_is():
     with pytest.raises(CalibrationError) as caught:
         load(np.arange(7))
     assert str(caught.value) == (
-        "the calibration data gives 1 samples of 4 tokens, the recipe asks for 2; "
+        "the calibration data has 1 samples of 4 tokens, the recipe needs 2; "
         "give more text, or lower `samples=` or `seq_len=`"
     )
 
@@ -176,7 +176,7 @@ def test_no_more_text_is_read_than_is_needed(tmp_path):
 
     (tmp_path / "a.txt").write_text("x" * 10_000)
     calibration.load(tmp_path / "a.txt", 2, 4, tokenize)
-    assert read == [2 * 4 * SPREAD * CHARACTERS_PER_TOKEN]
+    assert read == [2 * 4 * READ_RATIO * CHARACTERS_PER_TOKEN]
 
 
 # --- use -----------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def test_no_more_text_is_read_than_is_needed(tmp_path):
 def test_ids_must_be_in_the_vocabulary():
     calibration.check(np.array([[0, 9]]), 10)
     for wrong in ([[0, 10]], [[-1, 3]]):
-        with pytest.raises(CalibrationError, match="the model has 10; was the data tokenized for another model"):
+        with pytest.raises(CalibrationError, match=r"the model has 10\. Tokenize the data"):
             calibration.check(np.array(wrong), 10)
 
 

@@ -1,4 +1,4 @@
-"""Every kind of calibration source gives the tokens that its texts give as a list, or a clear error."""
+"""Every kind of calibration source gives the same tokens as a list of its texts, or an error."""
 
 import csv
 import io
@@ -90,7 +90,7 @@ def test_a_json_file_of_objects_one_after_another_is_read_like_jsonl(tmp_path):
     assert stream(jsonl(tmp_path / "a.json", [{"text": text} for text in TEXTS])) == EXPECTED
 
 
-def test_a_byte_order_mark_belongs_to_no_text(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path):
     for name, content in {"a.jsonl": '"ab"', "a.json": '["ab"]', "a.csv": "text\nab"}.items():
         (tmp_path / name).write_text(content, encoding="utf-8-sig")
         assert stream(tmp_path / name) == by_byte("ab")
@@ -116,7 +116,7 @@ def test_a_chat_is_preferred_to_the_prompt_that_begins_it():
     assert stream([{"prompt": "Hi", "messages": CHAT}], ChatTokenizer()) == by_byte(RENDERED)
 
 
-def test_what_a_message_has_more_reaches_the_template():
+def test_other_fields_of_a_message_reach_the_template():
     class Calling(ChatTokenizer):
         def apply_chat_template(self, messages, tokenize):
             return messages[0]["tool_calls"][0] + str(messages[0]["content"])
@@ -144,7 +144,7 @@ def test_a_chat_that_the_template_refuses_is_named():
 
 
 class Tensor:
-    """Has ``__array__`` alone, as tensors have."""
+    """Has only ``__array__``, like a tensor."""
 
     def __init__(self, array):
         self.array = array
@@ -154,7 +154,7 @@ class Tensor:
 
 
 class Exporting:
-    """Has DLPack's two methods alone."""
+    """Has only the two methods of DLPack."""
 
     def __init__(self, array):
         self.array = array
@@ -192,12 +192,12 @@ def test_token_ids_need_no_tokenizer(source):
     [
         (Tensor(np.ones(4)), "must be integers of one or two dimensions, got float64"),
         ([[1, 2], [3]], "give rows of one length"),
-        ([1.5], "item 1 of the calibration data: expected a text"),
+        ([1.5], "item 1 of the data: expected a text"),
         (b"bytes", "expected a text|must be integers"),
         (object(), "cannot read a object as text or token ids"),
         (iter(["a"]), "a list_iterator can be read only once; give a list"),
         ({"train": [], "test": []}, "a dict of train, test .*dataset\\['train'\\]"),
-        (["a", None], "item 2 of the calibration data: expected a text"),
+        (["a", None], "item 2 of the data: expected a text"),
         (["a\ud800"], r"item 1 .*'\\ud800' is half of a character"),
     ],
 )
@@ -219,12 +219,12 @@ def test_a_tensor_of_another_device_says_so():
     "tokenizer", [lambda text: [1.5], lambda text: [[1]], lambda text: {"a": 1}, lambda text: 1 / 0]
 )
 def test_tokenizers_that_give_no_ids(tokenizer):
-    with pytest.raises(CalibrationError, match=r"the tokenizer (gave|failed)"):
+    with pytest.raises(CalibrationError, match=r"the tokenizer (returned|failed)"):
         stream(["a"], tokenizer)
 
 
-def test_something_that_is_no_tokenizer():
-    with pytest.raises(CalibrationError, match="a int is no tokenizer"):
+def test_an_object_that_is_not_a_tokenizer():
+    with pytest.raises(CalibrationError, match="a int is not a tokenizer"):
         stream(["a"], 3)
 
 
@@ -236,7 +236,7 @@ def test_an_npz_file_named_npy(tmp_path):
 
 
 @pytest.mark.parametrize("shape", ["(1000000000000,)", "(" * 3000, "(-5,)", "(" + "9" * 5000 + ",)"])
-def test_npy_headers_that_promise_too_much(shape, tmp_path):
+def test_npy_headers_with_impossible_shapes_are_refused(shape, tmp_path):
     header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}}}\n".encode()
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header)
     with pytest.raises(CalibrationError, match=r"a\.npy: not a \.npy array of tokens"):
@@ -286,20 +286,20 @@ def read(monkeypatch):
 LIMIT = WANTED * tokens.CHARACTERS_PER_TOKEN
 
 
-def test_of_big_files_only_the_beginning_is_read(tmp_path, read):
+def test_only_the_beginning_of_a_big_file_is_read(tmp_path, read):
     (tmp_path / "a.txt").write_text("x" * 50 * LIMIT)
     assert len(stream(tmp_path / "a.txt", wanted=WANTED)) == LIMIT
     assert read() == LIMIT
 
 
-def test_of_a_big_folder_only_the_beginning_is_read(tmp_path, read):
+def test_only_the_beginning_of_a_big_folder_is_read(tmp_path, read):
     for number in range(20):
         (tmp_path / f"{number}.txt").write_text("x" * 50 * LIMIT)
     assert len(stream(tmp_path, wanted=WANTED)) == LIMIT
     assert read() == LIMIT
 
 
-def test_a_folder_is_read_until_there_is_enough(tmp_path, read):
+def test_a_folder_is_read_until_there_are_enough_tokens(tmp_path, read):
     for number in range(20):
         (tmp_path / f"{number}.txt").write_text("x" * 10)
     assert len(stream(tmp_path, wanted=WANTED)) == 70
@@ -307,19 +307,19 @@ def test_a_folder_is_read_until_there_is_enough(tmp_path, read):
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-def test_of_big_json_files_only_the_beginning_is_read(name, tmp_path, read):
+def test_only_the_beginning_of_a_big_json_file_is_read(name, tmp_path, read):
     write = json_file if name == "a.json" else jsonl
     path = write(tmp_path / name, ["x" * 100] * 20_000)
     assert len(stream(path, wanted=WANTED)) == 100
     assert read() <= files.READ_CHARACTERS
 
 
-def test_of_a_long_row_only_the_beginning_is_tokenized():
+def test_only_the_beginning_of_a_long_row_is_tokenized():
     assert len(stream(["x" * 50 * LIMIT], wanted=WANTED)) == LIMIT
 
 
-def test_a_line_that_does_not_end_is_refused(tmp_path, monkeypatch, read):
-    monkeypatch.setattr(files, "MAX_ROW", 1000)
+def test_a_line_without_an_end_is_refused(tmp_path, monkeypatch, read):
+    monkeypatch.setattr(files, "MAX_ROW_BYTES", 1000)
     monkeypatch.setattr(files, "READ_CHARACTERS", 100)
     for name in ("a.jsonl", "a.csv", "a.json"):
         (tmp_path / name).write_text('["' + "x" * 100_000)
@@ -328,7 +328,7 @@ def test_a_line_that_does_not_end_is_refused(tmp_path, monkeypatch, read):
     assert read() < 10_000
 
 
-def test_a_json_value_longer_than_one_reading(tmp_path, monkeypatch):
+def test_a_json_value_longer_than_one_read(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "READ_CHARACTERS", 3)
     assert stream(json_file(tmp_path / "a.json", [{"text": text} for text in TEXTS])) == EXPECTED
 
@@ -343,7 +343,7 @@ def test_pipes_and_devices_are_refused_at_once(tmp_path):
         with pytest.raises(CalibrationError, match=r"not a file or folder \(a pipe or device\?\)"):
             stream(name)
     (tmp_path / "a.txt").write_text("ab")
-    assert stream(tmp_path) == by_byte("ab"), "a folder's pipes are passed over"
+    assert stream(tmp_path) == by_byte("ab"), "pipes in a folder are skipped"
     with pytest.raises(CalibrationError, match="not a regular file"), files.opened(tmp_path / "pipe.txt"):
         pass
 

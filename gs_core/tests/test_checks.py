@@ -1,4 +1,4 @@
-"""A plugin that returns a wrong tensor is named before anything of its block is written."""
+"""A plugin that returns a wrong tensor is named in an error before a file of its block is written."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def with_scale(value):
 
 
 @pytest.mark.parametrize("preset", ["W4A16", "W4A16_ASYM", "W8A8"])
-def test_what_the_numerics_make_has_no_fault(preset):
+def test_tensors_of_the_numerics_have_no_fault(preset):
     assert tensor_fault(tensor(preset)) is None
 
 
@@ -36,9 +36,9 @@ def test_what_the_numerics_make_has_no_fault(preset):
         (with_scale(-1), "negative"),
         (replace(tensor(), scale=tensor().scale.astype(np.int8)), "scales are int8"),
         (replace(tensor(), scale=tensor().scale[:, :1]), "scales have shape"),
-        (replace(tensor(), zero_point=None), "needs zero points"),
-        (replace(tensor(), zero_point=tensor().zero_point + np.int8(16)), "zero points run from"),
-        (replace(tensor(), codes=tensor().codes * np.int8(2)), "codes run from"),
+        (replace(tensor(), zero_point=None), "zero points are missing"),
+        (replace(tensor(), zero_point=tensor().zero_point + np.int8(16)), "zero points are between"),
+        (replace(tensor(), codes=tensor().codes * np.int8(2)), "codes are between"),
     ],
 )
 def test_a_fault_is_named(wrong, says):

@@ -223,7 +223,7 @@ class TestQuantize:
             result = gsq("quantize", "toy", *arguments, "-o", "out")
         assert result.exit_code == 130
         assert result.stderr.splitlines()[-1] == (
-            "interrupted; finished blocks are kept in out, and the same command goes on from there"
+            "interrupted; finished blocks are kept in out, and the same command resumes the run"
         )
         assert result.stdout == ""
 
@@ -318,8 +318,8 @@ class TestEval:
     @pytest.mark.parametrize(
         ("changed", "line"),
         [
-            (["--text", "none.txt"], "error: none.txt: no such calibration file or folder"),
-            (["--text", ""], "error: the path of the text is empty; name a file"),
+            (["--text", "none.txt"], "error: none.txt: no such text file or folder"),
+            (["--text", ""], "error: the path of the text is empty; give a file"),
             (["--windows", "100000"], "error: the text has 9000 tokens, 100000 windows of 32 need 3200000; "),
         ],
     )
@@ -333,12 +333,12 @@ class TestEval:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["plan", "toy", "recipe.yaml", "--calibration", ""], "error: the path of the text is empty; name a file"),
-        (["quantize", "toy", "recipe.yaml", "-o", ""], "error: the path of the output is empty; name a folder"),
-        (["quantize", "", "recipe.yaml", "-o", "out"], "error: the path of the model is empty; name a checkpoint"),
+        (["plan", "toy", "recipe.yaml", "--calibration", ""], "error: the path of the text is empty; give a file"),
+        (["quantize", "toy", "recipe.yaml", "-o", ""], "error: the path of the output is empty; give a folder"),
+        (["quantize", "", "recipe.yaml", "-o", "out"], "error: the path of the model is empty; give a checkpoint"),
         (["plan", "no/toy", "recipe.yaml"], "error: no/toy: no such model folder"),
-        (["plan", "nowhere", "recipe.yaml", "--calibration", "a.txt"], "error: a.txt: no such calibration file"),
-        (["plan", "nowhere", "recipe.yaml", "--set", "calibration.data=a.txt"], "error: a.txt: no such calibration"),
+        (["plan", "nowhere", "recipe.yaml", "--calibration", "a.txt"], "error: a.txt: no such text file"),
+        (["plan", "nowhere", "recipe.yaml", "--set", "calibration.data=a.txt"], "error: a.txt: no such text"),
     ],
 )
 def test_paths_are_checked_before_a_model_is_opened(gsq, toy, arguments, line):

@@ -105,10 +105,14 @@ def test_a_model_is_not_quantized_into_its_own_folder(run, toy, contents):
     ("given", "error", "message"),
     [
         ({"calibration": None}, PlanError, "level needs calibration data: pass `calibration=`"),
-        ({"calibration": "absent.txt"}, PlanError, r"absent\.txt: no such calibration file or folder"),
-        ({"samples": 1000}, CalibrationError, "gives 8 samples of 24 tokens, the recipe asks for 1000"),
-        ({"seq_len": 1000}, PlanError, "calibration of 1000 tokens: the model takes at most 512"),
-        ({"calibration": np.full((8, 24), 256)}, CalibrationError, "token ids run from 256 to 256, the model has 256"),
+        ({"calibration": "absent.txt"}, PlanError, r"absent\.txt: no such text file or folder"),
+        ({"samples": 1000}, CalibrationError, "has 8 samples of 24 tokens, the recipe needs 1000"),
+        ({"seq_len": 1000}, PlanError, "calibration with 1000 tokens: the model takes at most 512"),
+        (
+            {"calibration": np.full((8, 24), 256)},
+            CalibrationError,
+            "token ids are between 256 and 256, but the model has 256",
+        ),
         ({"device": "cuda:7"}, PlanError, "the toy computes on the cpu, not on 'cuda:7'"),
     ],
 )

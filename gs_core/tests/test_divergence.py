@@ -1,4 +1,4 @@
-"""How far predictions are from the float model's, against direct computation."""
+"""Divergence from the float model's predictions, compared with direct computation."""
 
 import json
 import math
@@ -124,7 +124,7 @@ def test_slices_cover_every_prediction_once(limit, monkeypatch):
 
 
 def test_a_rotated_residual_stream_is_compared_in_the_float_models_basis(run, toy, tmp_path):
-    """Of the same numbers, so that the divergence of single blocks adds up to about that of the model."""
+    """The sum of the divergences of single blocks is about the divergence of the model."""
     run(toy, tmp_path / "out", algorithms=["turn", "round"])
     found = compared(tmp_path / "out", toy)
     assert all(block.sqnr > 5 for block in found.blocks)
@@ -142,7 +142,7 @@ def test_blocks_in_an_unknown_basis_are_not_compared(run, toy, tmp_path):
 
 
 def test_a_signal_to_noise_ratio_is_the_mean_over_channels():
-    """So that a massive channel hides no other."""
+    """A massive channel does not hide the others."""
     errors = ChannelErrors()
 
     def state(*values):
@@ -157,7 +157,7 @@ def test_a_block_that_leaves_most_of_the_divergence_is_named_with_advice():
         return [BlockComparison(f"blocks.{n}", 20.0, 20.0, value) for n, value in enumerate(values)]
 
     (note,) = bad_blocks(rows(0.002, 0.09, 0.001, 0.003))
-    assert note.startswith("blocks.1: alone it leaves a divergence of 0.09, 94 % of the sum over all blocks")
+    assert note.startswith("blocks.1: divergence 0.09, 94 % of the sum over all blocks")
     assert 'ignore: [lm_head, "blocks.1.*"]' in note
     assert bad_blocks(rows(0.02, 0.03, 0.02, 0.03)) == [], "all alike"
     assert bad_blocks(rows(2e-5, 9e-4, 1e-5, 3e-5)) == [], "too little to matter"

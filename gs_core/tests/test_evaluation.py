@@ -94,8 +94,8 @@ def test_a_quantized_folder_is_computed_as_its_numbers_say(run, toy, tmp_path):
             "the text has 1000 tokens, 100 windows of 20 need 2000; give a longer text",
         ),
         ({"seq_len": 600, "windows": 1}, PlanError, "windows of 600 tokens: the model takes at most 512"),
-        ({"text": np.arange(157, 357)}, CalibrationError, "token ids run from 157 to 276, the model has 256"),
-        ({"text": "absent.txt"}, CalibrationError, "absent.txt: no such calibration file or folder"),
+        ({"text": np.arange(157, 357)}, CalibrationError, "token ids are between 157 and 276, but the model has 256"),
+        ({"text": "absent.txt"}, CalibrationError, "absent.txt: no such text file or folder"),
     ],
 )
 def test_what_cannot_be_measured(given, error, message, toy):

@@ -1,4 +1,4 @@
-"""Groups that divide: a preset falls back, a size that the user wrote is an error that says what to write."""
+"""A preset gets a smaller group size if its own does not divide. A size from the user is then an error with advice."""
 
 import pytest
 
@@ -59,7 +59,7 @@ def test_projections_of_one_family_are_fused_and_others_are_not():
     )
 
 
-def test_a_given_size_makes_a_preset_the_users_own():
+def test_a_scheme_with_a_given_group_size_is_not_a_preset():
     for size in (64, 128):
         assert not is_preset(with_values(recipe("w4a16-rtn"), {"scheme.weights.group_size": size}).scheme)
 

@@ -60,14 +60,14 @@ def test_the_main_branch_is_taken_else_the_only_snapshot(home):
 
 
 @pytest.mark.parametrize("main", ["../../other", "ccc", ""])
-def test_a_branch_that_leads_elsewhere_is_not_followed(home, main):
+def test_a_branch_that_names_another_folder_is_not_followed(home, main):
     cached(home, "models--gpt2", {"config.json": b"{}"})
     (home / "hub/models--gpt2/refs/main").write_text(main)
     (home / "hub/other").mkdir()
     assert hub.snapshot("models", "gpt2") is None
 
 
-def test_the_cache_can_be_elsewhere(home, tmp_path, monkeypatch):
+def test_an_environment_variable_moves_the_cache(home, tmp_path, monkeypatch):
     cached(tmp_path, "models--gpt2", {"config.json": b"{}"})
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     assert hub.snapshot("models", "gpt2") is not None
@@ -78,8 +78,8 @@ def test_a_model_that_is_not_cached_says_how_to_download_it(home):
         open_source("user/toy")
 
 
-@pytest.mark.parametrize(("source", "message"), [("", "the path of the model is empty"), ("a.txt", "a.txt: a file")])
-def test_paths_that_are_no_model_folder(source, message, tmp_path):
+@pytest.mark.parametrize(("source", "message"), [("", "the path of the model is empty"), ("a.txt", "a.txt is a file")])
+def test_paths_that_are_not_model_folders(source, message, tmp_path):
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(PlanError, match=message):
         open_source(source)
@@ -108,14 +108,14 @@ def test_a_file_of_that_name_comes_before_the_cache(home, tmp_path):
 
 
 def test_a_dataset_that_is_not_cached_says_how_to_download_it():
-    message = r"user/texts: no such calibration file or folder.*hf download user/texts --repo-type dataset$"
+    message = r"user/texts: no such text file or folder.*hf download user/texts --repo-type dataset$"
     with pytest.raises(CalibrationError, match=message):
         stream("user/texts")
 
 
 @pytest.mark.parametrize("name", ["texts.jsonl", "data/texts.txt", "/a/b", "../texts"])
-def test_the_path_of_a_file_is_no_hub_id(name):
-    with pytest.raises(CalibrationError, match=r"no such calibration file or folder$"):
+def test_a_file_path_is_not_a_hub_id(name):
+    with pytest.raises(CalibrationError, match=r"no such text file or folder$"):
         stream(name)
 
 

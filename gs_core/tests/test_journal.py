@@ -96,7 +96,7 @@ def test_a_part_whose_file_has_changed_is_done_again_with_all_that_follow(damage
     ids=["first deleted", "middle deleted", "doubled", "last doubled", "exchanged", "not UTF-8", "a list", "a number",
          "deep", "without files", "changed", "binary"],
 )  # fmt: skip
-def test_a_journal_that_does_not_add_up_is_refused_and_can_be_restarted(damage, out):
+def test_a_damaged_journal_is_refused_and_can_be_restarted(damage, out):
     journal = opened(out)
     for part in range(3):
         finish_part(journal, part)
@@ -155,7 +155,7 @@ def test_a_foreign_folder_is_refused_and_untouched(restart, out):
     (out / "thesis.tex").write_text("years of work")
     (out / "sub" / "data").write_text("more")
     before = contents(out)
-    with pytest.raises(OutputError, match=r"is not empty .* and no unfinished run of ours"):
+    with pytest.raises(OutputError, match=r"is not empty .* and has no unfinished run\. Choose another folder$"):
         Journal(out, ME, restart)
     assert contents(out) == before
 
@@ -175,7 +175,7 @@ def test_a_finished_run_is_refused_and_said_to_be_one(out):
     journal = opened(out)
     (out / REPORT).write_text('{"files": []}')
     journal.finish()
-    with pytest.raises(OutputError, match=f"It holds a finished run: {REPORT} is there"):
+    with pytest.raises(OutputError, match=rf"It has a finished run \({REPORT}\)"):
         Journal(out, ME)
 
 
@@ -243,9 +243,7 @@ def test_restart_refuses_a_finished_run_with_a_file_that_the_user_changed(out):
     finished_run(out)
     (out / "config.json").write_text("edited")
     before = contents(out)
-    with pytest.raises(
-        OutputError, match=r"config\.json is not the file that the finished run wrote.*Move the file away"
-    ):
+    with pytest.raises(OutputError, match=r"config\.json was changed after the finished run.*Move the file away"):
         Journal(out, ME, restart=True)
     assert contents(out) == before
 
@@ -255,7 +253,7 @@ def test_restart_removes_no_file_that_a_planted_report_lists(out):
     (out / "thesis.tex").write_text("years of work")
     (out / REPORT).write_text(json.dumps({"files": ["thesis.tex", REPORT], "sha256": {"thesis.tex": "0" * 64}}))
     before = contents(out)
-    with pytest.raises(OutputError, match=r"thesis\.tex is not the file that the finished run wrote"):
+    with pytest.raises(OutputError, match=r"thesis\.tex was changed after the finished run"):
         Journal(out, ME, restart=True)
     assert contents(out) == before
 
@@ -289,7 +287,7 @@ def test_a_planted_symlink_is_not_written_through(out, tmp_path):
 
 
 def test_a_run_does_not_replace_a_file_that_it_did_not_write(out, tmp_path):
-    """A user's file appears in the folder while the run goes on."""
+    """A file of the user appears in the folder during the run."""
     journal = opened(out)
     (out / "model-0.safetensors").write_text("the user's")
     with pytest.raises(OutputError, match=r"model-0\.safetensors exists, and this run did not write it\. Move it away"):
@@ -320,7 +318,7 @@ def test_restart_removes_no_file_that_a_forged_record_names(out, tmp_path):
     journal.finish()
     for name in ("../precious", str(tmp_path / "precious")):
         (out / REPORT).write_text(json.dumps({"files": [name], "sha256": {name: digest}}))
-        with pytest.raises(OutputError, match="is not a report of ours"):
+        with pytest.raises(OutputError, match="is not a report of this program"):
             Journal(out, ME, restart=True)
         assert (tmp_path / "precious").read_text() == "mine"
 
@@ -333,7 +331,7 @@ def test_restart_over_a_report_that_is_not_ours(report, out):
     (out / REPORT).write_text(report)
     (out / "data").write_text("mine")
     before = contents(out)
-    with pytest.raises(OutputError, match="is not a report of ours; nothing was removed"):
+    with pytest.raises(OutputError, match=r"is not a report of this program\. Nothing was removed"):
         Journal(out, ME, restart=True)
     assert contents(out) == before
 
@@ -355,7 +353,7 @@ def test_activations_wait_on_disk_between_blocks(out):
 
 
 def test_a_damaged_activation_means_that_all_parts_are_repeated_with_a_message(out, caplog):
-    """The activations before it are gone by then."""
+    """The activations of earlier blocks were discarded."""
     journal = opened(out)
     for part in range(2):
         Activations(journal, part).write(0, {"hidden": np.ones(64, np.float32)})
@@ -366,7 +364,10 @@ def test_a_damaged_activation_means_that_all_parts_are_repeated_with_a_message(o
     assert len(opened(out).records) == 2
     flip_a_bit(Activations(journal, 1).folder / "0.safetensors")
     assert opened(out).records == []
-    assert "1/0.safetensors is missing or damaged (its sha256 differs): repeating part 0" in caplog.text
+    assert (
+        "1/0.safetensors is missing or damaged (its sha256 differs). Part 0 and the parts after it are repeated"
+        in caplog.text
+    )
 
 
 def test_a_damaged_shard_is_reported(out, caplog):
@@ -375,8 +376,8 @@ def test_a_damaged_shard_is_reported(out, caplog):
         finish_part(journal, part)
     flip_a_bit(out / "model-1.safetensors")
     opened(out)
-    assert "model-1.safetensors is missing, or is not the file that the run wrote" in caplog.text
-    assert "repeating part 1 and the parts after it" in caplog.text
+    assert "model-1.safetensors is missing, or its sha256 differs" in caplog.text
+    assert "Part 1 and the parts after it are repeated" in caplog.text
 
 
 def test_activations_are_intact_until_a_bit_flips(out):

@@ -1,4 +1,4 @@
-"""Folders that cannot be written to are found before the model is opened."""
+"""The output folder is checked before the model is opened."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_a_file_is_not_a_folder(here):
 
 
 @pytest.mark.parametrize(("name", "restart"), [(".gsq", False), (".gsq", True), ("gsq_report.json", True)])
-def test_runs_of_ours_are_resumed_or_replaced(here, name, restart):
+def test_earlier_runs_are_resumed_or_replaced(here, name, restart):
     (here / "out").mkdir()
     (here / "out" / "model.safetensors").touch()
     (here / "out" / name).mkdir() if name == ".gsq" else (here / "out" / name).touch()

@@ -276,7 +276,7 @@ def test_what_was_looked_at_of_a_mapped_tensor_can_be_let_go(tmp_path):
     ],
     ids=["shape", "offset", "dimensions", "deep", "digits", "deep header"],
 )
-def test_a_header_with_numbers_or_lists_without_bounds_is_refused(entry, tmp_path):
+def test_a_header_with_huge_numbers_or_deep_lists_is_refused(entry, tmp_path):
     header = ('{"a": ' + entry + "}").encode()
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(CheckpointError):

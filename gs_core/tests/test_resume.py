@@ -146,7 +146,9 @@ def flip_a_bit(path):
     "algorithms", [["level", "round"], ["centre"], ["round"]], ids=["one", "two streams", "no data"]
 )
 @pytest.mark.parametrize("damaged", ["model-00001*", "model-00002*", ".gsq/activations/1*/0.safetensors"])
-def test_a_bit_that_flips_between_two_runs_changes_no_byte(damaged, algorithms, run, toy, tmp_path, contents, caplog):
+def test_a_bit_flip_between_two_runs_does_not_change_the_output(
+    damaged, algorithms, run, toy, tmp_path, contents, caplog
+):
     line = LINE | {"algorithms": algorithms, "scheme": "W8A16" if algorithms == ["round"] else "W8A8_STATIC"}
     run(toy, tmp_path / "left_alone", **line)
     with pytest.raises(Trip):
@@ -201,7 +203,7 @@ def test_a_run_that_changed_is_not_gone_on_with(run, tiny, tmp_path, tokens, mon
 
 def test_a_finished_folder_is_refused_and_can_be_replaced(run, tiny, left_alone, contents, tmp_path):
     run(tiny, **LINE)
-    with pytest.raises(OutputError, match="It holds a finished run"):
+    with pytest.raises(OutputError, match="It has a finished run"):
         run(tiny, **LINE)
     assert contents(tmp_path / "out") == left_alone
     run(tiny, restart=True, scheme="W8A16")

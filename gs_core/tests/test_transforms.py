@@ -1,4 +1,4 @@
-"""Transforms on the line: planned, proved, observed, packed, written, read back, and resumed."""
+"""Transforms on the line: planned, verified, observed, packed, written, read back, and resumed."""
 
 from dataclasses import replace
 
@@ -139,7 +139,7 @@ def test_a_format_that_holds_no_such_map_is_a_problem_of_the_plan(toy, plugins, 
     assert problem.endswith("use another algorithm")
 
 
-def test_a_rotation_that_a_model_cannot_have_is_left_out_unless_it_is_required(toy, plugins, monkeypatch):
+def test_an_impossible_rotation_is_left_out_unless_it_is_required(toy, plugins, monkeypatch):
     def refuse(model, rotation):
         raise ValueError("its norms subtract the mean")
 
@@ -147,7 +147,7 @@ def test_a_rotation_that_a_model_cannot_have_is_left_out_unless_it_is_required(t
     recipe = Recipe.parse({"format": "plain"} | TURNED)
     made = api.plan(toy, recipe, adapter=ToyAdapter())
     left_out = "turn: the rotation of the residual stream is left out: its norms subtract the mean"
-    assert left_out in made.warnings, "the recipe goes on without it"
+    assert left_out in made.warnings, "planning continues without it"
     monkeypatch.setattr("gs_core.testing.plugins.Turning.residual_required", True)
     (problem,) = problems(toy)
     assert "'turn' rotates the residual stream: its norms subtract the mean" in problem
@@ -161,7 +161,7 @@ def test_one_algorithm_rotates_the_stream(toy, plugins, site):
 
 def test_a_checkpoint_with_maps_is_not_quantized_again(run, tmp_path):
     run(**TURNED)
-    with pytest.raises(PlanError, match="quantize the model it was made from"):
+    with pytest.raises(PlanError, match="quantize the float model instead"):
         run(source=tmp_path / "out", out=tmp_path / "again")
 
 

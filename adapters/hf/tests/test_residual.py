@@ -1,4 +1,4 @@
-"""Rotating the residual stream: what reads it and what writes to it is found by trying, and every block is proved."""
+"""Rotating the residual stream: what reads it and what writes to it is found by trying, and every block is verified."""
 
 import json
 from dataclasses import replace
@@ -9,10 +9,10 @@ import torch
 
 from gs_core import ChannelScale, CheckpointError, LinearMap
 from gs_core.arrays import RawTensor, from_raw
-from gs_core.proving import apply_proved
 from gs_core.storage import Checkpoint
 from gs_core.testing.suite import after
 from gs_core.testing.transforms import random_scale, random_stream
+from gs_core.verification import apply_verified
 from gs_hf import residual
 
 TOKENS = np.random.default_rng(0).integers(3, 96, (2, 24))
@@ -88,12 +88,12 @@ def test_a_block_that_would_compute_something_else_is_an_error(saved, opened):
     norm = model.module.model.layers[0].self_attn.o_proj
     norm.register_forward_hook(lambda m, i, out: out * torch.linspace(0.5, 1.5, out.shape[-1]))
     model.rotate(random_stream(model))
-    with pytest.raises(CheckpointError, match=r"would compute something else .*r1: false"):
+    with pytest.raises(CheckpointError, match=r"would change the function .*r1: false"):
         model.block(0, (TOKENS, None))
 
 
 def massive(module: torch.nn.Module, factor: float) -> None:
-    """Make one channel of the residual stream larger than the others by ``factor``. Norms let the others through."""
+    """Multiply one channel of the residual stream by ``factor``. Norms scale the other channels up to compensate."""
     module.model.embed_tokens.weight.data[:, 7] *= factor
     for layer in module.model.layers:
         for norm in (layer.input_layernorm, layer.post_attention_layernorm):
@@ -120,7 +120,7 @@ FACTORS = pytest.mark.parametrize("factor", [1.0, 1e3, 1e6])
 
 
 @FACTORS
-def test_a_right_rotation_is_accepted_however_large_a_channel_is(with_massive_channel, factor):
+def test_a_correct_rotation_is_accepted_with_any_massive_channel(with_massive_channel, factor):
     model = with_massive_channel(factor)
     model.rotate(random_stream(model))
     losses(model)
@@ -129,8 +129,8 @@ def test_a_right_rotation_is_accepted_however_large_a_channel_is(with_massive_ch
 
 @FACTORS
 @pytest.mark.parametrize("error", [1e-6, 1e-2])
-def test_a_wrong_rotation_is_refused_however_large_a_channel_is(with_massive_channel, factor, error, monkeypatch):
-    """One row of one weight is off by little: in float32 rounding would hide that."""
+def test_a_wrong_rotation_is_refused_with_any_massive_channel(with_massive_channel, factor, error, monkeypatch):
+    """One row of one weight has a small error, which float32 rounding would hide."""
     model = with_massive_channel(factor)
     model.rotate(random_stream(model))
     right = residual.Residual._rewrite
@@ -140,22 +140,22 @@ def test_a_wrong_rotation_is_refused_however_large_a_channel_is(with_massive_cha
         block.parameter("model.layers.0.mlp.down_proj.weight")[3] *= 1 + error
 
     monkeypatch.setattr(residual.Residual, "_rewrite", wrong)
-    with pytest.raises(CheckpointError, match="would compute something else"):
+    with pytest.raises(CheckpointError, match="would change the function"):
         model.block(0, (TOKENS, None))
 
 
 @FACTORS
-def test_a_right_fold_is_kept_and_a_wrong_one_dropped_however_large_a_channel_is(with_massive_channel, factor):
+def test_a_correct_fold_is_kept_and_a_wrong_fold_dropped_with_any_massive_channel(with_massive_channel, factor):
     block = with_massive_channel(factor).block(0, (TOKENS, None))
     fold = next(fold for fold in block.folds() if fold.producer.endswith("input_layernorm"))
     wrong = replace(fold, sites=fold.sites[:-1]) if len(fold.sites) > 1 else replace(fold, sites=())
     before = {name: value.clone() for name, value in block.parameters.items()}
-    proved = apply_proved(block, [random_scale(wrong, block)], (TOKENS, None))
-    assert proved.applied == [] and "would change by" in proved.dropped[0][1]
+    verified = apply_verified(block, [random_scale(wrong, block)], (TOKENS, None))
+    assert verified.applied == [] and "would change by" in verified.dropped[0][1]
     assert all(torch.equal(value, before[name]) for name, value in block.parameters.items())
-    proved = apply_proved(block, [random_scale(fold, block)], (TOKENS, None))
-    assert len(proved.applied) == 1 and proved.dropped == []
-    assert 0 < proved.rounding_error < 1e-5
+    verified = apply_verified(block, [random_scale(fold, block)], (TOKENS, None))
+    assert len(verified.applied) == 1 and verified.dropped == []
+    assert 0 < verified.rounding_error < 1e-5
 
 
 def test_a_wrong_fold_smaller_than_float32_rounding_is_dropped(saved, opened):
@@ -163,11 +163,11 @@ def test_a_wrong_fold_smaller_than_float32_rounding_is_dropped(saved, opened):
     fold = next(fold for fold in block.folds() if fold.producer.endswith("input_layernorm"))
     scale = torch.full((fold.channels,), 1 + 2**-20)
     wrong = ChannelScale(replace(fold, sites=()), scale)
-    assert apply_proved(block, [wrong], (TOKENS, None)).applied == []
-    assert len(apply_proved(block, [ChannelScale(fold, scale)], (TOKENS, None)).applied) == 1
+    assert apply_verified(block, [wrong], (TOKENS, None)).applied == []
+    assert len(apply_verified(block, [ChannelScale(fold, scale)], (TOKENS, None)).applied) == 1
 
 
-def test_the_divergence_that_rounding_leaves_is_reported(saved, opened):
+def test_the_divergence_caused_by_rounding_is_reported(saved, opened):
     model = opened(saved("llama", "float32", num_hidden_layers=2))
     model.rotate(random_stream(model))
     assert model.rotation_divergence is None
@@ -176,7 +176,7 @@ def test_the_divergence_that_rounding_leaves_is_reported(saved, opened):
 
 
 def test_sandwich_norms_are_refused_while_planning(saved, opened):
-    """A norm stands between a layer and the stream. Nothing is changed."""
+    """A norm is between a layer and the stream. The model stays unchanged."""
     model = opened(saved("gemma3_text", "float32"))
     with pytest.raises(ValueError, match="sandwich norms"):
         model.rotate(random_stream(model))

@@ -80,8 +80,8 @@ def allocate(
         schemes = " and ".join(scheme.describe() for scheme in allocator.candidates)
         raise PlanError(
             [
-                f"the recipe's scheme ({recipe.scheme.describe()}) is not used: its algorithms choose between "
-                f"{schemes}. Change their candidates, or use a recipe with one scheme"
+                f"the recipe's scheme ({recipe.scheme.describe()}) is not among the candidates of mixed precision "
+                f"({schemes}). Change the candidates, or use a recipe without mixed precision"
             ]
         )
     if not groups:

@@ -18,15 +18,14 @@ from gs_core.errors import CalibrationError, CheckpointError, OutputError, PlanE
 from gs_core.interfaces import Adapter, CacheNumbers, CheckpointFormat, LayerNumbers, Model
 from gs_core.journal import FOLDER, Journal
 from gs_core.output import check_output
-from gs_core.planning import Plan, load_format, make
-from gs_core.planning import Source as QuantizedSource
+from gs_core.planning import Plan, QuantizedSource, load_format, make
 from gs_core.report import Report
 from gs_core.stages import Progress
 from gs_core.storage import Checkpoint, check_float, check_unread
 from gs_schemas import QuantizationScheme, Recipe, SchemaError
 
 DESCRIPTIONS = "quant*_description.json"
-"""Files beside a config.json that does not say itself that the weights are quantized."""
+"""Files that describe quantized weights if config.json does not."""
 Source = Any
 """A checkpoint folder (``str`` or ``Path``), a hub id in the local cache, or a live model that an adapter handles."""
 
@@ -68,9 +67,9 @@ class Opened:
 def open_source(
     source: Source, device: str = "cpu", adapter: str | Adapter | None = None, trust_remote_code: bool = False
 ) -> Opened:
-    """Open a folder or live model with the adapter that takes it; a quantized folder as if it were float.
+    """Open a folder or a live model with the first adapter that can. A quantized folder is opened as a float model.
 
-    trust_remote_code: run Python code that lies in the folder.
+    trust_remote_code: run Python code from the folder.
 
     Raises ``PlanError`` when no adapter does, ``CheckpointError`` for a damaged folder.
     """
@@ -99,12 +98,12 @@ def open_source(
 def _model_folder(source: str | Path) -> Path:
     """The folder itself, or the snapshot in the local Hugging Face cache if ``source`` is a hub id."""
     if not str(source).strip():
-        raise PlanError(["the path of the model is empty; name a checkpoint folder"])
+        raise PlanError(["the path of the model is empty; give a checkpoint folder"])
     folder = Path(source)
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise PlanError([f"{source}: a file; name the model's folder"])
+        raise PlanError([f"{source} is a file; give the model's folder"])
     found = hub.snapshot("models", str(source))
     if found is None:
         raise PlanError([f"{source}: no such model folder{hub.how_to_download('models', str(source))}"])
@@ -131,12 +130,14 @@ def _format_of(folder: Path) -> tuple[CheckpointFormat, Checkpoint, dict[str, An
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return None  # the adapter reads the file too, and reports it
+        return None  # the adapter reads this file too, and raises its error
     if not isinstance(config, dict):
         return None
     given = config.get("quantization_config") or {}
     if not isinstance(given, dict):
-        raise CheckpointError(f"{folder / 'config.json'}: quantization_config is {str(given)[:60]!r}, not an object")
+        raise CheckpointError(
+            f"{folder / 'config.json'}: quantization_config is {str(given)[:60]!r}, not an object; correct it"
+        )
     method = given.get("quant_method") or ("a method without a name" if given else None)
     method = method or next((path.name for path in sorted(folder.glob(DESCRIPTIONS))), None)
     if method is None:
@@ -177,9 +178,9 @@ def plan(
         resolved = resolved.model_copy(update={"format": format})
     _find_data(resolved, calibration)
     opened = open_source(model, device, adapter, trust_remote_code)
-    opened.model.files()  # raises for a file that cannot be copied
+    opened.model.files()  # raises CheckpointError for a file that cannot be copied
     if any(numbers.online is not None for numbers in opened.numbers.values()):
-        raise PlanError([f"{model} leaves transforms to be computed at run time; quantize the model it was made from"])
+        raise PlanError([f"{model} has transforms that are computed at run time; quantize the float model instead"])
     source = _quantized_source(model, opened)
     allocator = allocation.allocator_of(resolved)
     if allocator is None:
@@ -211,17 +212,17 @@ def quantize(
     """Quantize a model into a folder that a serving engine loads.
 
     model: a checkpoint folder or a live model. recipe: a preset's name, a file, or a ``Recipe``.
-    output: a folder that is empty or holds an unfinished run of the same recipe and model, which goes on.
+    output: an empty or new folder, or an unfinished run of the same recipe and model, which is resumed.
     calibration: see ``gs_core.calibration.load``; replaces the recipe's, as ``samples`` and ``seq_len`` do.
     tokenizer: replaces the model's own: a tokenizer of transformers or tokenizers, or a callable ``str → ids``.
-    restart: throw away an earlier run of ours in ``output``. plugins: wrappers around every stage.
-    trust_remote_code: run Python code that lies in the model folder (docs/security.md).
+    restart: first remove the files of an earlier run in ``output``. plugins: wrappers around every stage.
+    trust_remote_code: run Python code from the model folder (docs/security.md).
 
     Raises a ``GoldenStickError`` whose message says what to do; blocks that were finished stay finished.
     """
     started = time.monotonic()
     if not str(output).strip():
-        raise PlanError(["the path of the output is empty; name a folder to write to"])
+        raise PlanError(["the path of the output is empty; give a folder to write to"])
     check_output(Path(output), Path(model) if isinstance(model, str | Path) else None, restart)
     made = plan(
         model,
@@ -264,7 +265,7 @@ def _why_data(made: Plan) -> str:
 
 
 def _find_data(recipe: Recipe, calibration: Any) -> None:
-    """Raise ``PlanError`` if calibration data is named and not there. Reads none of it."""
+    """Raise ``PlanError`` if the given calibration data does not exist. Reads no data."""
     source = calibration if calibration is not None else recipe.calibration.data
     if source is not None:
         try:
@@ -289,7 +290,7 @@ def _tokens(
     samples, seq_len = samples or asked.samples, seq_len or asked.seq_len
     limit = model.max_tokens()
     if limit is not None and seq_len > limit:
-        raise PlanError([f"calibration of {seq_len} tokens: the model takes at most {limit}; lower `seq_len=`"])
+        raise PlanError([f"calibration with {seq_len} tokens: the model takes at most {limit}; lower `seq_len=`"])
     tokens = calibrating.load(source, samples, seq_len, model if tokenizer is None else tokenizer)
     calibrating.check(tokens, model.vocabulary())
     return tokens

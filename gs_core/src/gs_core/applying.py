@@ -10,7 +10,7 @@ from gs_core.interfaces import Block, ChannelScale, FoldTransform, Transform
 from gs_core.numerics import slices
 
 Keep = Callable[[str], Array]
-"""Returns a parameter that may be written into, after its previous value is safe. The dtype is float32, and float64
+"""Returns a parameter that may be written into, after it has saved the previous value. The dtype is float32, or float64
 while the block is verified (``Block.verifying``)."""
 Change = Callable[[Array], Array]
 """``(rows, features)`` to the same shape."""

@@ -1,6 +1,6 @@
-"""Checks of quantized tensors: the same rules for tensors that plugins return and for tensors that formats read.
+"""Checks of quantized tensors. The same rules apply to tensors from algorithms and to tensors from checkpoints.
 
-Each function returns the fault as a phrase, or ``None``. The caller names the layer and chooses the error.
+Each function returns a description of the fault, or ``None``. The caller names the layer and raises the error.
 """
 
 from gs_core.arrays import FLOAT_DTYPES, Array, RawTensor, astype, dtype_name, namespace
@@ -8,17 +8,20 @@ from gs_core.interfaces import StaticInput
 from gs_core.quantized import QuantizedTensor
 from gs_schemas import QuantizationArgs
 
-MAX_SIGNED_BITS = 4
-"""Symmetric integers of at most so many bits may have a negative scale (AWQ, AutoRound): -8 is then the largest."""
+MAX_SIGNED_SCALE_BITS = 4
+"""Symmetric integers of at most this many bits may have negative scales (AWQ, AutoRound). In int4, code -8 is then the
+largest value."""
 
 
 def tensor_fault(tensor: QuantizedTensor) -> str | None:
-    """Why this is not a quantized tensor of its args: dtypes, shapes, scales, zero points, codes."""
+    """The first fault in shapes, scales, zero points or codes of a quantized tensor."""
     args, shape = tensor.args, _scale_shape(tensor.shape, tensor.args)
     if tuple(tensor.scale.shape) != shape:
         return f"scales have shape {list(tensor.scale.shape)}, {_name(args)} needs {list(shape)}"
-    if (tensor.zero_point is None) != args.symmetric:
-        return f"{_name(args)} {'has no' if args.symmetric else 'needs'} zero points"
+    if args.symmetric and tensor.zero_point is not None:
+        return f"zero points are not allowed for symmetric {_name(args)}"
+    if not args.symmetric and tensor.zero_point is None:
+        return f"zero points are missing for asymmetric {_name(args)}"
     found = scale_fault(tensor.scale, args)
     if found is None and args.number.is_integer:
         found = _range_fault("codes", tensor.codes, args)
@@ -32,7 +35,7 @@ def tensor_fault(tensor: QuantizedTensor) -> str | None:
 def scale_fault(scale: Array, args: QuantizationArgs | None = None) -> str | None:
     """Scales must be floats of at least 16 bits, finite and positive.
 
-    args: the numbers of a weight, whose scales may be negative (``MAX_SIGNED_BITS``).
+    args: args of a weight; its scales may be negative (``MAX_SIGNED_SCALE_BITS``).
     """
     if dtype_name(scale) not in FLOAT_DTYPES:
         return f"scales are {dtype_name(scale)}, not one of {', '.join(FLOAT_DTYPES)}"
@@ -41,14 +44,14 @@ def scale_fault(scale: Array, args: QuantizationArgs | None = None) -> str | Non
         return "scales contain NaN or infinity"
     if bool(xp.any(values == 0)):
         return "scales contain zero"
-    signed = args is not None and args.symmetric and args.number.is_integer and args.bits <= MAX_SIGNED_BITS
+    signed = args is not None and args.symmetric and args.number.is_integer and args.bits <= MAX_SIGNED_SCALE_BITS
     if not signed and bool(xp.any(values < 0)):
         return "scales contain negative numbers"
     return None
 
 
 def input_fault(inputs: StaticInput, args: QuantizationArgs) -> str | None:
-    """Why these are not the parameters of a statically quantized activation or cache."""
+    """The first fault in the scale or zero point of a static activation or cache."""
     found = scale_fault(inputs.scale)
     if found is None and inputs.zero_point is not None:
         found = _range_fault("zero points", inputs.zero_point, args)
@@ -56,9 +59,9 @@ def input_fault(inputs: StaticInput, args: QuantizationArgs) -> str | None:
 
 
 def array_fault(name: str, array: Array | RawTensor) -> str | None:
-    """Why a format's array cannot be written: float numbers must be finite, and scales not zero.
+    """The fault of an array that a format packed: NaN, infinity, or a scale of zero.
 
-    name: the last part of the tensor's name; those of scales end in ``scale``.
+    name: last part of the tensor's name. Names of scales end in ``scale``.
     """
     if isinstance(array, RawTensor) or dtype_name(array) not in FLOAT_DTYPES:
         return None
@@ -71,12 +74,12 @@ def array_fault(name: str, array: Array | RawTensor) -> str | None:
 
 
 def _range_fault(what: str, values: Array, args: QuantizationArgs) -> str | None:
-    """A fault if values are not in the range of the number format. NaN is out of range."""
+    """The fault of values outside the range of the number format. NaN is outside."""
     xp, number = namespace(values), args.number
     low, high = float(xp.min(values)), float(xp.max(values))
     if number.minimum <= low <= high <= number.maximum:
         return None
-    return f"{what} run from {low:g} to {high:g}, {args.format} holds {number.minimum:g} to {number.maximum:g}"
+    return f"{what} are between {low:g} and {high:g}, {args.format} allows {number.minimum:g} to {number.maximum:g}"
 
 
 def _name(args: QuantizationArgs) -> str:

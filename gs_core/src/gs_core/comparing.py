@@ -5,9 +5,10 @@ from gs_core.arrays import Array, astype, dtype_name, namespace
 from gs_core.errors import CalibrationError
 
 EQUIVALENCE_TOLERANCE = 1e-9
-"""Equivalent outputs differ in no channel by more than this, relative to its own magnitude, beyond rounding."""
+"""Largest difference of equivalent outputs in a channel, relative to its own magnitude, after the allowance for
+rounding."""
 ROUNDING_UNITS = 2**11
-"""Allowance for rounding in every channel, in units of the dtype's epsilon times the magnitude of the largest channel.
+"""Allowance for rounding in each channel, in units of the dtype's epsilon times the magnitude of the largest channel.
 
 2.4e-4 of the largest channel in float32, 4.5e-13 in float64.
 """
@@ -55,19 +56,19 @@ def channel_error(wanted: Array, got: Array) -> float:
 
 
 def unexplained_change(expected: Array, actual: Array, part: float = 1.0) -> float:
-    """Largest change of a channel that rounding does not explain, relative to the channel's own magnitude.
+    """Largest change of a channel beyond the allowance for rounding, relative to the channel's own magnitude.
 
     A channel is a feature (last axis). Its magnitude is its largest absolute value. A small channel of a residual
-    stream may be a difference of channels that are thousands of times larger, so the allowance for rounding follows
-    from the largest channel (``ROUNDING_UNITS``).
+    stream may be computed as a difference of channels that are thousands of times larger. The allowance is therefore
+    proportional to the largest channel (``ROUNDING_UNITS``).
 
     Args:
-        expected: ``(..., features)``, float32 or float64. Its dtype says how much rounding is allowed.
+        expected: ``(..., features)``, float32 or float64. The allowance depends on its dtype.
         actual: same shape.
-        part: fraction of the allowance that counts.
+        part: fraction of the allowance that is used.
 
     Returns:
-        0.0 if rounding explains every difference; NaN if ``actual`` contains NaN.
+        0.0 if every difference is within the allowance; NaN if ``actual`` contains NaN.
     """
     xp = namespace(expected)
     features = expected.shape[-1]

@@ -1,4 +1,4 @@
-"""Tensors that are written as they are: norms, embeddings, biases. NaN and infinity in them are found in the copy."""
+"""Norms, embeddings and biases are copied to the output. Copying checks them for NaN and infinity."""
 
 from collections.abc import Iterator
 
@@ -9,13 +9,13 @@ from gs_core.errors import CheckpointError
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor
 
 EXPONENT = {"float64": (8, 0x7FF0 << 48), "float32": (4, 0x7F80 << 16), "float16": (2, 0x7C00), "bfloat16": (2, 0x7F80)}
-"""Bytes of an element, and the bits of its exponent: all are set in NaN and infinity, and in no other number."""
+"""Bytes of an element, and its exponent bits. All exponent bits are set in NaN and infinity, and in no other number."""
 
 
 def checked(name: str, tensor: Tensor) -> Tensor:
-    """The tensor, whose bytes are checked as they are written. No byte is read twice.
+    """A tensor with the same content that is checked when it is written. Each byte is read once.
 
-    Writing it raises ``CheckpointError`` for NaN or infinity in a float tensor.
+    Writing a float tensor with NaN or infinity raises ``CheckpointError``.
     """
     if not isinstance(tensor, StoredTensor | DerivedTensor):
         raw = tensor if isinstance(tensor, RawTensor) else to_raw(tensor)
@@ -46,4 +46,6 @@ def _check(name: str, raw: RawTensor) -> None:
     bits: Array = raw.data.view(f"uint{8 * size}")
     mask = bits.dtype.type(exponent)
     if ((bits & mask) == mask).any():
-        raise CheckpointError(f"{name}: the tensor contains NaN or infinity; the source is damaged")
+        raise CheckpointError(
+            f"{name}: the tensor contains NaN or infinity; the source is damaged, copy or download it again"
+        )

@@ -1,6 +1,6 @@
-"""How far a quantized model's predictions are from the float model's, in all and block by block.
+"""Divergence of a quantized model's predictions from the float model's: of the whole model and of each block.
 
-Both models are run block by block, one block of each in memory. docs/evaluating.md explains how to read the figures.
+Both models run block by block, with one block of each in memory. docs/evaluating.md explains the figures.
 """
 
 import json
@@ -16,31 +16,33 @@ from gs_core import calibration, memory
 from gs_core.api import Source
 from gs_core.arrays import RawTensor, from_raw, to_raw
 from gs_core.errors import PlanError
-from gs_core.evaluation import Evaluation, Running, State
+from gs_core.evaluation import Evaluation, RunningModel, State
 from gs_core.interfaces import Adapter
 from gs_core.journal import REPORT
 from gs_core.linear_map import LinearMap
 from gs_core.planning import load_algorithm
-from gs_core.predictions import cross_entropy, cut, kl_divergence, tiles
+from gs_core.predictions import cross_entropy, kl_divergence, log_probabilities, tiles
 from gs_core.stages import Progress
 from gs_schemas import Recipe, SchemaError
 
 MIN_SHARE, MIN_RATIO, MIN_DIVERGENCE = 0.25, 5.0, 1e-3
-"""A block is bad when quantizing it alone leaves this share of the sum over blocks, this many times the median block's
-divergence, and this many nats."""
-UNRELATED = 1.0
-"""Squared error relative to the float stream above which two residual streams are in different bases: of a rotated
-stream it is about 2."""
+"""A block is bad if its divergence is at least this share of the sum over blocks, this multiple of the median, and this
+many nats."""
+MAX_BASIS_ERROR = 1.0
+"""Largest squared error, relative to the float stream, of a residual stream in the same basis. A rotated stream has
+about 2."""
 
 
 @dataclass(frozen=True)
 class BlockComparison:
-    """What quantization does to one block.
+    """Quantization error of one block. The figures are None if the two residual streams cannot be compared.
 
-    block: its name. sqnr: signal to quantization noise of what the block returns for the float model's input, in dB,
-    the mean over channels; infinite when nothing differs. propagated_sqnr: the same for the input that the quantized
-    blocks before it produce. divergence: KL divergence of the predictions in nats per token when only this block is
-    quantized. All are None when the two residual streams cannot be compared.
+    Attributes:
+        block: name of the block.
+        sqnr: signal-to-quantization-noise ratio of the output for the float model's input, in dB, mean over channels.
+            Infinite if the outputs are equal.
+        propagated_sqnr: the same, for the output of the quantized blocks before as input.
+        divergence: KL divergence of the predictions if only this block is quantized, in nats per token.
     """
 
     block: str
@@ -51,11 +53,16 @@ class BlockComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A quantized model beside the float model.
+    """Comparison of a quantized model with the float model.
 
-    divergence: KL divergence of the predictions from the float model's, mean over tokens, in nats. standard_error: of
-    that mean, from the means of the windows; None for a single window. divergence_p99: its 99th percentile over tokens.
-    top1_agreement: share of tokens for which both models predict the same token first. notes: blocks to look at.
+    Attributes:
+        model, against: perplexity of the quantized model and of the float model.
+        divergence: KL divergence of the predictions from the float model's, in nats, mean over tokens.
+        standard_error: standard error of that mean, from the means of the windows; None for a single window.
+        divergence_p99: 99th percentile over tokens.
+        top1_agreement: share of tokens for which both models give the highest probability to the same token.
+        blocks: one entry for each block; empty without ``by_block``.
+        notes: messages about bad blocks.
     """
 
     model: Evaluation
@@ -89,24 +96,31 @@ def compare(
 ) -> Comparison:
     """Compare the predictions of ``model`` with those of the float model ``against``, on the windows of ``evaluate``.
 
-    model: a folder. against: a folder or a live model. text: any source of ``gs_core.calibration.load``. tokenizer:
-    replaces the float model's. by_block: False leaves ``blocks`` empty, in a third of the time.
+    Each batch runs through one float and two quantized copies of every block. The first batch (at most 1024 tokens, or
+    one window) also measures the divergence of single blocks, with ``N (N - 1) / 2`` runs of a block for ``N`` blocks.
+    For 30 blocks and the default windows this takes about four times as long as ``evaluate``, and without ``by_block``
+    twice as long.
 
-    The divergence of single blocks is measured on the first 1024 tokens. Time is about five times that of evaluating
-    one model, and grows with the square of the number of blocks beyond about sixty.
+    Args:
+        model: a folder.
+        against: a folder or a live model.
+        text: any source of ``gs_core.calibration.load``.
+        tokenizer: replaces the float model's tokenizer.
+        by_block: False leaves ``blocks`` empty.
 
-    Raises ``PlanError`` when the models have other vocabularies or another number of blocks, and what ``evaluate``
-    raises.
+    Raises:
+        PlanError: the models have different vocabularies or numbers of blocks.
+        Other errors of ``evaluate``.
     """
     text = calibration.locate(text)
-    quantized, original = (Running(source, device, adapter, trust_remote_code) for source in (model, against))
+    quantized, original = (RunningModel(source, device, adapter, trust_remote_code) for source in (model, against))
     _check_comparable(quantized, original)
     batches = original.batches(text, windows, seq_len, tokenizer)
     bases = _Bases(Path(model), original.model.hidden)
     floats: list[State] = [None] * len(batches)
     states: list[State] = [None] * len(batches)
     alone: list[State] = []
-    """The first batch after this block, one entry for each block that was the only quantized one."""
+    """Output of this block for the first batch, one entry for each earlier or equal block that alone is quantized."""
     errors: list[tuple[ChannelErrors, ChannelErrors]] = []
     blocks = len(original.blocks)
     for index in range(blocks):
@@ -137,7 +151,10 @@ def compare(
         found, notes = [], []
     elif not bases.related:
         found = [BlockComparison(name, None, None, None) for name in original.blocks]
-        notes = ["the two residual streams are in different bases (rotated?), so the blocks cannot be compared"]
+        notes = [
+            "the residual streams of the two models are in different bases, so blocks cannot be compared. Did another "
+            "tool rotate the model?"
+        ]
     else:
         found = [
             BlockComparison(name, own.sqnr(), propagated.sqnr(), divergence)
@@ -147,13 +164,13 @@ def compare(
     return predictions.comparison(tuple(found), tuple(notes))
 
 
-def _check_comparable(quantized: Running, original: Running) -> None:
+def _check_comparable(quantized: RunningModel, original: RunningModel) -> None:
     ids = [running.model.vocabulary() for running in (quantized, original)]
     if ids[0] != ids[1]:
         raise PlanError(
             [
                 f"{quantized.name} has a vocabulary of {ids[0]} tokens, {original.name} of {ids[1]}: the divergence of "
-                "their predictions is not defined. Give --against the float model that was quantized"
+                "their predictions is not defined. For `against=` give the float model that was quantized"
             ]
         )
     blocks = [len(running.blocks) for running in (quantized, original)]
@@ -161,20 +178,20 @@ def _check_comparable(quantized: Running, original: Running) -> None:
         raise PlanError(
             [
                 f"{quantized.name} has {blocks[0]} blocks, {original.name} has {blocks[1]}: blocks cannot be compared. "
-                "Give --against the float model that was quantized"
+                "For `against=` give the float model that was quantized"
             ]
         )
 
 
 def bad_blocks(blocks: Sequence[BlockComparison]) -> list[str]:
-    """A sentence for each block that leaves far more divergence than the others, worst first."""
+    """A note for each block with a far larger divergence than the others, the largest first."""
     known = sorted((b for b in blocks if b.divergence is not None), key=lambda b: -(b.divergence or 0.0))
     values = [b.divergence or 0.0 for b in known]
     total, median = sum(values), float(np.median(values)) if values else 0.0
     return [
-        f"{block.block}: alone it leaves a divergence of {value:.2g}, {100 * value / total:.0f} % of the sum over all "
-        f"blocks; the median block leaves {median:.2g}. Its worst layers are in {REPORT}. Give them more bits with "
-        f'overrides, or keep the block in floating point: ignore: [lm_head, "{block.block}.*"]'
+        f"{block.block}: divergence {value:.2g}, {100 * value / total:.0f} % of the sum over all blocks; the median is "
+        f"{median:.2g}. {REPORT} has the errors of its layers. Give the worst layers more bits with overrides, or "
+        f'keep the block in floating point: ignore: [lm_head, "{block.block}.*"]'
         for block, value in zip(known, values, strict=True)
         if value >= max(MIN_DIVERGENCE, MIN_SHARE * total, MIN_RATIO * median)
     ]
@@ -194,15 +211,17 @@ class ChannelErrors:
         self._noise = self._noise + ((actual - expected) ** 2).sum(axis=tokens)
 
     def sqnr(self) -> float:
-        """In dB, the mean over channels that have signal and noise: a mean over power would show the few massive
-        channels alone. Infinite when no channel has noise."""
+        """Mean over the channels with signal and noise, in dB. Infinite if no channel has noise.
+
+        A ratio of total powers would depend only on the few massive channels.
+        """
         signal, noise = np.atleast_1d(self._signal), np.atleast_1d(self._noise)
         both = (signal > 0) & (noise > 0)
         return float(np.mean(10 * np.log10(signal[both] / noise[both]))) if both.any() else math.inf
 
 
 class _Bases:
-    """The basis of the quantized model's residual stream: the float model's, or a rotation of it (hadamard)."""
+    """Maps between the bases of the two residual streams, which are equal or related by the recipe's rotation."""
 
     def __init__(self, folder: Path, hidden: int):
         self._rotation: LinearMap | None = None
@@ -210,12 +229,12 @@ class _Bases:
         self.related = True
 
     def choose(self, expected: State, actual: State) -> None:
-        """Decide from the first block's output."""
+        """Choose the basis that fits the outputs of the first block."""
         wanted, got = _hidden(expected), _hidden(actual)
         found: dict[float, LinearMap | None] = {_relative(wanted, got): None}
         if self._candidate is not None:
             found[_relative(self._candidate.apply(wanted), got)] = self._candidate
-        self._rotation, self.related = found[min(found)], min(found) < UNRELATED
+        self._rotation, self.related = found[min(found)], min(found) < MAX_BASIS_ERROR
 
     def to_quantized(self, state: State) -> State:
         return state if self._rotation is None else _mapped(state, self._rotation.apply)
@@ -225,11 +244,11 @@ class _Bases:
 
 
 def _rotation_of(folder: Path, hidden: int) -> LinearMap | None:
-    """The rotation of the residual stream that the recipe in a folder's report asked for."""
+    """The rotation of the residual stream by the recipe in the folder's report; ``None`` without one."""
     try:
         recipe = Recipe.parse(json.loads((folder / REPORT).read_text(encoding="utf-8"))["recipe"])
     except (OSError, ValueError, KeyError, TypeError, SchemaError):
-        return None  # another tool's folder, or a float model
+        return None  # a folder of another tool, or a float model
     rotations = (load_algorithm(spec.name, spec.options).residual(hidden) for spec in recipe.algorithms)
     return next((rotation for rotation in rotations if rotation is not None), None)
 
@@ -250,16 +269,16 @@ def _relative(wanted: np.ndarray, got: np.ndarray) -> float:
 class _Predictions:
     """Compares predictions, a few tokens at a time."""
 
-    def __init__(self, original: Running, quantized: Running, batches: Sequence[np.ndarray]):
+    def __init__(self, original: RunningModel, quantized: RunningModel, batches: Sequence[np.ndarray]):
         self._original, self._quantized, self._batches = original, quantized, batches
         self._losses: tuple[list[np.ndarray], list[np.ndarray]] = [], []
         self._divergence: list[np.ndarray] = []
         self._agree: list[np.ndarray] = []
         self.alone: list[float] = []
-        """Mean divergence when only one block is quantized, by block."""
+        """Mean divergence if only one block is quantized, by block."""
 
     def update(self, number: int, floats: State, state: State, alone: Sequence[State]) -> None:
-        """Add a batch. alone: what the last block returns when only one block is quantized, by block."""
+        """Add a batch. alone: outputs of the last block if only one block is quantized, by block."""
         tokens = self._batches[number]
         shape = tokens.shape[0], tokens.shape[1] - 1
         losses, divergence, agree = np.empty((2, *shape)), np.empty((1 + len(alone), *shape)), np.empty(shape, bool)
@@ -280,7 +299,9 @@ class _Predictions:
         self._agree.append(agree)
         self.alone += [float(each.mean()) for each in divergence[1:]]
 
-    def _logits(self, running: Running, tokens: np.ndarray, state: State, rows: slice, columns: slice) -> np.ndarray:
+    def _logits(
+        self, running: RunningModel, tokens: np.ndarray, state: State, rows: slice, columns: slice
+    ) -> np.ndarray:
         last: Mapping[str, RawTensor] = state or {}
         logits = running.model.logits(tokens, last, rows, columns)
         return logits.reshape(-1, logits.shape[-1])
@@ -303,12 +324,12 @@ class _Predictions:
 
 
 class _Tile:
-    """Two models' logits for the same tokens, float32 ``(tokens, vocabulary)``, compared."""
+    """Figures from two models' logits for the same tokens, float32 ``(tokens, vocabulary)``."""
 
     def __init__(self, expected: np.ndarray, actual: np.ndarray, targets: np.ndarray):
         count = len(targets)
         self.divergence, self.losses, self.agree = np.empty(count), np.empty((2, count)), np.empty(count, bool)
-        for part, (wanted, got) in cut(expected, actual):
+        for part, (wanted, got) in log_probabilities(expected, actual):
             self.divergence[part] = kl_divergence(wanted, got)
             self.losses[:, part] = [cross_entropy(each, targets[part]) for each in (wanted, got)]
             self.agree[part] = wanted.argmax(axis=-1) == got.argmax(axis=-1)

@@ -16,7 +16,7 @@ def is_expert(layer: str) -> bool:
 
 
 def fused_with(layer: str) -> str:
-    """One name for all layers that engines compute as one: the projections of a family, the experts of a mixture."""
+    """One name for all layers that engines fuse with this one: the projections of a family, the experts of a block."""
     if is_expert(layer):
         return re.split(r"(?<=experts)\.\d+\.", layer)[0]
     parent, _, leaf = layer.rpartition(".")

@@ -1,4 +1,4 @@
-"""The one small family of exceptions. Each message says what was asked, what was found, and what to do.
+"""The exceptions of this project. Each message says what is wrong, where, and what to do.
 
 A message names an argument of the Python calls in backquotes, ```calibration=```. The command line prints the flag,
 ``--calibration``.

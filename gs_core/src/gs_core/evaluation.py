@@ -42,16 +42,16 @@ def evaluate(
     trust_remote_code: bool = False,
     progress: Progress = lambda stage, block, blocks: None,
 ) -> Evaluation:
-    """Perplexity on the first ``windows`` windows of a text, each judged on its own, in float32.
+    """Perplexity on the first ``windows`` windows of a text. Each window is predicted separately, in float32.
 
     model: a folder or a live model. text: any source of ``gs_core.calibration.load``. tokenizer: replaces the model's.
 
-    A quantized folder is computed as its numbers say: dequantized weights, activations and caches quantized at run
-    time or with the stored scales. Raises ``CalibrationError`` when the text is too short, ``CheckpointError`` when a
-    block or the predictions are not finite.
+    A quantized folder computes with dequantized weights. Activations and caches are fake quantized by its schemes, with
+    scales of run time or with the stored scales. Raises ``CalibrationError`` if the text is too short, and
+    ``CheckpointError`` if the output of a block or the predictions are not finite.
     """
     text = calibration.locate(text)
-    running = Running(model, device, adapter, trust_remote_code)
+    running = RunningModel(model, device, adapter, trust_remote_code)
     batches = running.batches(text, windows, seq_len, tokenizer)
     states: list[State] = [None] * len(batches)
     blocks = len(running.blocks)
@@ -69,8 +69,8 @@ State = Mapping[str, RawTensor] | None
 RunBlock = Callable[[np.ndarray, State], dict[str, RawTensor]]
 
 
-class Running:
-    """A model that is run block by block, one block in memory, as an engine computes it."""
+class RunningModel:
+    """Runs a model block by block, with one block in memory. A quantized model computes like in an engine."""
 
     def __init__(self, source: Source, device: str, adapter: str | Adapter | None, trust_remote_code: bool = False):
         self.opened = open_source(source, device, adapter, trust_remote_code)
@@ -91,8 +91,7 @@ class Running:
         return calibration.batches(tokens)
 
     def block(self, index: int, probe: Batch) -> RunBlock:
-        """Load a block; returns the function that runs it. It raises ``CheckpointError`` when the output is not
-        finite."""
+        """Load a block. Returns a function that runs it and raises ``CheckpointError`` if the output is not finite."""
         block = self.model.block(index, probe)
         block.online = online(block, self.opened)
         on_site = _on_site(block, self.opened)
@@ -109,11 +108,11 @@ class Running:
         return run
 
     def evaluation(self, losses: np.ndarray) -> Evaluation:
-        """Perplexity from the losses of every token, float64 ``(windows, seq_len - 1)``."""
+        """Perplexity from the losses of all tokens, float64 ``(windows, seq_len - 1)``."""
         if not np.isfinite(losses).all():
             raise CheckpointError(
                 f"{self.name}: the predictions contain NaN or infinity, but the output of every block is finite. "
-                "Check the weights outside the blocks: the last norm and the head"
+                "Check the last norm and the head, and quantize the model again"
             )
         scheme = self.opened.schemes() or "float"
         return Evaluation(self.name, float(np.exp(losses.mean())), len(losses), losses.shape[1] + 1, scheme)

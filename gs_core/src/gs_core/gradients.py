@@ -30,7 +30,7 @@ def picks(batches: Sequence[np.ndarray]) -> list[Pick]:
 
 
 def prepare(model: Model, journal: Journal, batches: Sequence[np.ndarray], start: int, progress: Progress) -> None:
-    """Write the gradient at the outputs of each block from ``start`` on, where one is missing or damaged."""
+    """Write the gradient at the outputs of each block from ``start`` on if one is missing or damaged."""
     samples = [batches[number][rows] for number, rows in picks(batches)]
     last = len(model.blocks) - 1
     if all(Activations(journal, index, GRADIENT).are_intact(len(samples)) for index in range(start, last + 1)):

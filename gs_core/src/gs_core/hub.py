@@ -30,7 +30,7 @@ def datasets_cache() -> Path:
 
 
 def snapshot(kind: Kind, name: str) -> Path | None:
-    """The cached snapshot of a repository: the one of its ``main`` branch, else its only one, else ``None``."""
+    """The cached snapshot of the ``main`` branch; without a ``main`` branch the only snapshot; otherwise ``None``."""
     if not is_hub_id(name):
         return None
     repository = hub_cache() / f"{kind}--{name.replace('/', '--')}"
@@ -44,12 +44,12 @@ def snapshot(kind: Kind, name: str) -> Path | None:
 
 
 def how_to_download(kind: Kind, name: str) -> str:
-    """The end of an error message for a hub id that the local cache lacks; empty for other names."""
+    """The end of an error message for a hub id that is not in the local cache; empty for other names."""
     if not is_hub_id(name):
         return ""
     option = " --repo-type dataset" if kind == "datasets" else ""
     return (
-        f". The local Hugging Face cache {hub_cache()} does not hold it either. "
+        f". It is not in the local Hugging Face cache {hub_cache()} either. "
         f"If it is a hub id, download it first: hf download {name}{option}"
     )
 

@@ -2,10 +2,10 @@
 
 ``OUT/.gsq`` exists exactly while a run is unfinished:
 
-- ``run.json``: recipe, model and whatever else must be the same when the run resumes.
-- ``journal.jsonl``: one line per finished part (a block, or a shard of what lies outside the blocks), in order. A line
-  records its part number, the sha256 of the files written and of the activations saved, and a digest of itself and of
-  the line before it.
+- ``run.json``: the recipe, the model and all other data that must be the same when the run resumes.
+- ``journal.jsonl``: one line per finished part, in order. A part is a block, or a shard of the tensors outside the
+  blocks. A line records the number of the part, the sha256 of its files and of the saved activations, and a digest of
+  this line and the line before it.
 - ``begun.jsonl``: names of files in OUT, each recorded before the file is written.
 - ``activations/N/``: outputs of block N for each batch, the inputs of block N + 1; ``activations/N-float/`` are
   those of the float model. ``activations.jsonl``: their sha256.
@@ -50,7 +50,7 @@ class Journal:
 
     Args:
         out: the output folder; created if absent.
-        run: plain data that identifies the run. A folder with an unfinished run of other data is refused.
+        run: plain data that identifies the run. A folder with an unfinished run is refused if its data differs.
         restart: remove an unfinished or finished run first: only files that the run recorded as its own.
 
     Raises:
@@ -89,7 +89,7 @@ class Journal:
 
     def _adopt(self, run: dict[str, Any], ours: bool) -> None:
         if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
-            raise OutputError(f"{self.folder} is not a folder; remove it")
+            raise OutputError(f"{self.folder} is not a folder; remove it and run the same command again")
         for stale in self.folder.rglob("*.partial"):
             stale.unlink()
         path = self.folder / RUN
@@ -104,11 +104,7 @@ class Journal:
             return
         others = sorted(p.name for p in self.out.iterdir() if p.name != FOLDER)
         if others and not ours:
-            finished = f" It holds a finished run: {REPORT} is there." if REPORT in others else ""
-            raise OutputError(
-                f"{self.out} is not empty ({others[0]} …) and no unfinished run of ours.{finished} "
-                "Choose another folder, or pass `restart=` to replace a run of ours"
-            )
+            raise not_empty(self.out, others[0])
         self.folder.mkdir(exist_ok=True)
         write_json(path, run)
         sync_folder(self.out)
@@ -129,11 +125,13 @@ class Journal:
         return True
 
     def _read(self) -> list[dict[str, Any]]:
-        """The recorded parts. Raises ``OutputError`` unless every line follows the one before it."""
+        """The recorded parts. Raises ``OutputError`` if a line is missing, repeated, moved or changed."""
         path = self.folder / RECORDS
         content = path.read_bytes() if is_plain_file(path) else b""
         *lines, rest = content.split(b"\n")
-        if rest and (_parsed(rest) or not rest.startswith(b"{")):  # else the last line is cut short: not recorded
+        if rest and (
+            _parsed(rest) or not rest.startswith(b"{")
+        ):  # else the last line is incomplete: its part is not recorded
             lines.append(rest)
         records: list[dict[str, Any]] = []
         digest = self._seed
@@ -142,7 +140,7 @@ class Journal:
             if record.get("part") != part or record.pop("digest", "") != _digest([digest, record]):
                 raise OutputError(
                     f"{path}: line {part + 1} is not the record of part {part}: the file is damaged, or a line is "
-                    f"missing, doubled or changed. {RESTART}"
+                    f"missing, repeated or changed. {RESTART}"
                 )
             digest = _digest([digest, record])
             records.append(record)
@@ -155,19 +153,19 @@ class Journal:
         return {record["file"]: record["sha256"] for record in records if {"file", "sha256"} <= record.keys()}
 
     def _resumable(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The longest beginning of ``records`` whose files are intact, and after which the run can resume."""
+        """The longest prefix of ``records`` with intact files and intact activations to resume from."""
         damaged = next(((p, why) for p, record in enumerate(records) if (why := self._damage(record))), None)
         part, why = damaged or (len(records), "")
         while part and (lost := self._damaged_activations(records[part - 1])):
             why, part = why or lost, part - 1
         if part < len(records):
-            log.warning("%s: repeating part %d and the parts after it", why, part)
+            log.warning("%s. Part %d and the parts after it are repeated", why, part)
         return records[:part]
 
     def _damage(self, record: Mapping[str, Any]) -> str:
         for name, facts in record["files"].items():
             if not _is_intact(self.out / name, facts["sha256"]):
-                return f"{self.out / name} is missing, or is not the file that the run wrote (its sha256 differs)"
+                return f"{self.out / name} is missing, or its sha256 differs from the file that the run wrote"
         return ""
 
     def _damaged_activations(self, record: Mapping[str, Any]) -> str:
@@ -193,8 +191,8 @@ class Journal:
         """Record a finished part.
 
         Args:
-            part: its number, from 0; parts are recorded in order.
-            files: names of its files in the output folder; they are on disk.
+            part: number of the part, from 0. Parts are recorded in order.
+            files: names of its files in the output folder. They must be on disk.
             streams: folders of the activations that the next part starts from, such as ``3`` and ``3-float``.
             facts: plain data for the report.
         """
@@ -217,7 +215,7 @@ class Journal:
         self.records = records
 
     def finish(self) -> None:
-        """The output is complete: remove the journal. ``run.json`` goes before the names of files that are ours."""
+        """Remove the journal of a complete output. ``run.json`` is removed before ``begun.jsonl``."""
         shutil.rmtree(self.folder / ACTIVATIONS, ignore_errors=True)
         for name in (RECORDS, RUN):
             (self.folder / name).unlink(missing_ok=True)
@@ -229,12 +227,20 @@ class Journal:
         os.close(self._handle)
 
 
+def not_empty(out: Path, file: str) -> OutputError:
+    """The error for a folder without an unfinished run that contains ``file``."""
+    advice = "Choose another folder"
+    if is_plain_file(out / REPORT):
+        advice = f"It has a finished run ({REPORT}). {advice}, or pass `restart=` to replace that run"
+    return OutputError(f"{out} is not empty ({file} …) and has no unfinished run. {advice}")
+
+
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
-    """A line of JSON; empty if it is damaged or not an object."""
+    """The object in a line of JSON; empty if the line is damaged or not an object."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -256,11 +262,13 @@ def _reported(out: Path) -> set[str]:
         if not all(is_plain_name(name) for name in digests):
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise OutputError(f"{path} is not a report of ours; nothing was removed") from None
+        raise OutputError(
+            f"{path} is not a report of this program. Nothing was removed. Choose another folder"
+        ) from None
     for name, digest in digests.items():
         if os.path.lexists(out / name) and not _is_intact(out / name, digest):
             raise OutputError(
-                f"{out / name} is not the file that the finished run wrote: its sha256 differs from {REPORT}. "
+                f"{out / name} was changed after the finished run: its sha256 differs from {REPORT}. "
                 "Nothing was removed. Move the file away, or choose another folder"
             )
     return {*digests, REPORT}
@@ -271,7 +279,7 @@ def _compare(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> No
     if different:
         raise OutputError(
             f"{out} holds an unfinished run with another {', '.join(different)}; finish that one, choose another "
-            "folder, or pass `restart=` to throw it away"
+            "folder, or pass `restart=` to remove it and begin again"
         )
 
 

@@ -91,7 +91,8 @@ class LinearMap:
         """The same map with float64 arrays.
 
         A float32 factor of an orthogonal map is orthogonal up to rounding. One Newton-Schulz step
-        (https://arxiv.org/abs/1808.03034) makes it orthogonal to float64; a factor far from orthogonal stays so.
+        (https://arxiv.org/abs/1808.03034) makes it orthogonal up to float64 rounding. A factor that is far from
+        orthogonal remains far from orthogonal.
         """
         factors = tuple(f if isinstance(f, int) else _wide(f, self.orthogonal) for f in self.factors)
         scale = None if self.scale is None else astype(self.scale, "float64")

@@ -1,14 +1,18 @@
-"""Whether a folder can be written to, found before the model is opened."""
+"""Checks the output folder before the model is opened."""
 
 from pathlib import Path
 
 from gs_core.errors import OutputError, PlanError
-from gs_core.journal import FOLDER, REPORT
+from gs_core.journal import FOLDER, REPORT, not_empty
 
 
 def check_output(output: Path, model: Path | None, restart: bool) -> None:
-    """Raise ``PlanError`` for the model's own folder and the working directory, and ``OutputError`` for a folder that
-    is not ours to write: one that holds files, but neither an unfinished run nor, with ``restart``, a finished one."""
+    """Raise an error if the output folder must not be written to.
+
+    Raises:
+        PlanError: it is or contains the model's folder or the working directory.
+        OutputError: it is a file, or it has files but no unfinished run (with ``restart``: no finished run either).
+    """
     folder, others = output.resolve(), {"the working directory": Path.cwd().resolve()}
     if model is not None:
         others["the model"] = model.resolve()
@@ -22,8 +26,4 @@ def check_output(output: Path, model: Path | None, restart: bool) -> None:
         return
     first = min((path.name for path in output.iterdir()), default=None)
     if first is not None:
-        finished = f" It holds a finished run: {REPORT} is there." if (output / REPORT).is_file() else ""
-        raise OutputError(
-            f"{output} is not empty ({first} …) and no unfinished run of ours.{finished} "
-            "Choose another folder, or pass `restart=` to replace a run of ours"
-        )
+        raise not_empty(output, first)

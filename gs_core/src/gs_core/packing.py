@@ -30,7 +30,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
     rounding_errors: list[dict[str, Any]] = field(default_factory=list)
-    """Error that working precision adds to a block with transforms (``Proved.rounding_error``), by algorithm."""
+    """``VerifiedTransforms.rounding_error`` of the block, by algorithm."""
 
 
 def pack_layer(
@@ -57,7 +57,10 @@ def pack_layer(
         assert layer.scheme.inputs is not None
         fault = input_fault(static, layer.scheme.inputs)
         if fault:
-            raise CheckpointError(f"{layer.name}: its static activations cannot be stored: {fault}")
+            raise CheckpointError(
+                f"{layer.name}: the static activations cannot be stored: {fault}. "
+                "Give other calibration data, or an override with dynamic activations"
+            )
     layout, online = plan.format.layout(layer.scheme), watch.block.online.get(layer.site)
     arrays = watch.stages.pack(plan.recipe.format, tensor, static, layout, online, layer.info)
     for suffix, array in arrays.items():

@@ -32,11 +32,11 @@ from gs_core.interfaces import (
 from gs_core.journal import Activations, Journal
 from gs_core.packing import Outcome, pack_caches, pack_layer
 from gs_core.planning import CacheRow, Plan, Row
-from gs_core.proving import apply_proved
 from gs_core.quantized import QuantizedTensor
 from gs_core.stages import Progress, Stages, implements
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor, read_header
 from gs_core.streams import FLOAT, Arriving, Returned
+from gs_core.verification import apply_verified
 from gs_core.watching import Watch
 
 SHARD_BYTES = 5 * 10**9
@@ -180,14 +180,14 @@ class _Line:
             self.outcome.notes.append(f"{block.name}: {name} found nowhere to fold a scale")
         refused = [(t, why) for t in transforms if (why := self._refusal(block, t))]
         possible = [t for t in transforms if not self._refusal(block, t)]
-        proved = apply_proved(block, possible, self._data()[0])
-        for transform in proved.applied:
+        verified = apply_verified(block, possible, self._data()[0])
+        for transform in verified.applied:
             watch.account(transform)
-        watch.renew_caches(proved.applied)
-        if proved.rounding_error is not None:
-            error = {"block": block.name, "algorithm": name, "error": proved.rounding_error}
+        watch.renew_caches(verified.applied)
+        if verified.rounding_error is not None:
+            error = {"block": block.name, "algorithm": name, "error": verified.rounding_error}
             self.outcome.rounding_errors.append(error)
-        for transform, why in [*refused, *proved.dropped]:
+        for transform, why in [*refused, *verified.dropped]:
             self.outcome.notes.append(f"{block.name}: {name} at {transform.where} was dropped: {why}")
 
     def _refusal(self, block: Block, transform: Transform) -> str | None:

@@ -1,19 +1,19 @@
-"""Predictions of the next token, compared a few tokens at a time: a vocabulary can have 262,144 entries."""
+"""Figures of next-token predictions, computed for a few tokens at a time: a vocabulary can have 262,144 entries."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 MAX_LOGIT_BYTES = 256 * 2**20
-"""Float32 logits that a model is asked for at once."""
+"""Bytes of float32 logits that a model computes at once."""
 MAX_PROBABILITIES = 2**22
-"""Elements that are converted to float64 at once."""
+"""Elements that are in float64 at once."""
 
 
 def tiles(windows: int, positions: int, vocabulary: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of windows and of positions that cover all of them, each at most ``MAX_LOGIT_BYTES`` of float32 logits.
+    """Slices of windows and positions that cover all of them, with at most ``MAX_LOGIT_BYTES`` of float32 logits each.
 
-    A single token is never divided.
+    The logits of one token are never divided.
     """
     tokens = max(1, MAX_LOGIT_BYTES // (4 * vocabulary))
     rows, columns = max(1, tokens // positions), min(positions, tokens)
@@ -22,7 +22,7 @@ def tiles(windows: int, positions: int, vocabulary: int) -> Iterator[tuple[slice
             yield slice(row, min(row + rows, windows)), slice(column, min(column + columns, positions))
 
 
-def cut(*logits: np.ndarray) -> Iterator[tuple[slice, list[np.ndarray]]]:
+def log_probabilities(*logits: np.ndarray) -> Iterator[tuple[slice, list[np.ndarray]]]:
     """Log-probabilities of several models' logits, float32 ``(tokens, vocabulary)`` each, a few tokens at a time.
 
     Yields the slice of tokens and one float64 ``(some tokens, vocabulary)`` for each model.

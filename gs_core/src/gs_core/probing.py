@@ -22,7 +22,7 @@ from gs_core.linear_map import LinearMap
 
 SAMPLES, TOKENS = 2, 16
 COLUMN_TOLERANCE = 1e-4
-"""Limit for one channel relative to its own magnitude. Powers of two are exact, so no other channel plays a part."""
+"""Largest difference of a channel relative to its own magnitude. Scales are powers of two, so no rounding occurs."""
 HEAD = 1024
 """Channels of the largest head that is looked for."""
 DIGIT = 4
@@ -71,7 +71,7 @@ class Prober(ABC):
         return LinearMap((self.asarray(matrix),), orthogonal=True)
 
     def asarray(self, x: np.ndarray) -> Array:
-        """``x`` in the library, dtype and device of what the block returns."""
+        """``x`` in the library, dtype and device of the block's outputs."""
         hidden = self.base.hidden
         return namespace(hidden).asarray(x, dtype=hidden.dtype, device=device(hidden))
 

@@ -71,7 +71,7 @@ class HFBlock(WritableBlock):
         self.int8 = Int8()
         self.changed: set[str] = set()
         self._written: set[str] = set()
-        self._working: dict[str, torch.Tensor] | None = None  # the parameters in working precision, while verifying
+        self._working: dict[str, torch.Tensor] | None = None  # parameters in working precision while verifying
         self.norms: dict[str, Norm] = {}
         self.sites = model.sites(index)
         self.layers: dict[str, Layer] = {
@@ -151,7 +151,7 @@ class HFBlock(WritableBlock):
 
     @contextmanager
     def verifying(self) -> Iterator[None]:
-        """See ``gs_core.Block.verifying``. Only parameters that are written into are copied."""
+        """See ``gs_core.Block.verifying``. Copies only the parameters that change."""
         if self._working is not None or not self._runs_in_float64():
             yield
             return
@@ -166,11 +166,11 @@ class HFBlock(WritableBlock):
             self.parameters, self._working, self._written = self._working, None, written
 
     def precision(self) -> AbstractContextManager:
-        """Entered around all that computes: makes it float64 while the block is verified."""
+        """A context for all computations of the block: float64 while it is verified, else no change."""
         return nullcontext() if self._working is None else Float64()
 
     def _runs_in_float64(self) -> bool:
-        """Whether this device, and the module's own operators, take float64. Tried once for each model."""
+        """True if the device and the operators of the module support float64. Tried once for each model."""
         if self.model.float64 is None:
             self.model.float64 = has_float64(self.model.device) and self._tried_in_float64()
         return self.model.float64

@@ -30,7 +30,7 @@ def parameters_on_meta() -> Iterator[None]:
 def from_config(config: Any, custom: Any = None) -> torch.nn.Module:
     """The causal language model of a transformers configuration, in float32, computing eagerly.
 
-    custom: its class, if that is defined by code in the checkpoint folder.
+    custom: the class of the model if code in the checkpoint folder defines it.
     """
     # Experts one by one: each is then a product of its own that can be watched.
     with parameters_on_meta():

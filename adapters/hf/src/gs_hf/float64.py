@@ -1,4 +1,4 @@
-"""Computing a module in float64, although its code and its parameters say float32."""
+"""Run a module in float64 although its code casts to float32 and its parameters are narrower."""
 
 from typing import Any
 
@@ -6,26 +6,27 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-NARROW = (torch.float32, torch.float16, torch.bfloat16)
-CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
+NARROW_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+NARROWING_CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
 
 
 class Float64(TorchFunctionMode):
-    """While active, floating point is float64.
+    """While this mode is active, modules compute in float64.
 
     - A cast to a narrower dtype (``x.float()``, ``x.to(torch.float32)``, ``softmax(dtype=torch.float32)``) casts to
-      float64. The norms and rotary embeddings of transformers compute in float32 by such casts.
-    - The dtype of a narrower tensor reads as float64, because modules cast to the dtype of their weights.
+      float64. Norms and rotary embeddings in transformers cast to float32.
+    - ``dtype`` of a narrower tensor returns float64, because modules cast to the dtype of their weights.
     - A function of tensors of several floating dtypes receives all of them in float64. A function of one tensor
-      keeps its dtype, so a view of a parameter shares its storage, by which ``Watch`` recognises it.
+      does not cast it, so a view of a parameter shares the storage of the parameter. ``Watch`` recognises parameters
+      by their storage.
     - An embedding returns float64.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if func in CASTS:
+        if func in NARROWING_CASTS:
             return args[0].double()
-        if func is torch.Tensor.view:  # with a dtype it reads bytes otherwise
+        if func is torch.Tensor.view:  # a dtype here reinterprets bytes
             return func(*args, **kwargs)
         if func is torch.Tensor.dtype.__get__:
             return _wide_dtype(func(*args))
@@ -41,12 +42,12 @@ def has_float64(device: str) -> bool:
     try:
         one = torch.ones(1, 1, dtype=torch.float64, device=device)
         return bool((one @ one).item() == 1.0)
-    except (RuntimeError, TypeError):  # TypeError: what torch raises for MPS
+    except (RuntimeError, TypeError):  # torch raises TypeError for MPS
         return False
 
 
 def _floats(values: Any) -> set[torch.dtype]:
-    """Dtypes of the floating point tensors among arguments."""
+    """Dtypes of the floating-point tensors among the arguments."""
     found: set[torch.dtype] = set()
     for value in values:
         if isinstance(value, torch.Tensor):
@@ -65,7 +66,7 @@ def _map(value: Any, change: Any) -> Any:
 
 
 def _wide_dtype(value: Any) -> Any:
-    return torch.float64 if isinstance(value, torch.dtype) and value in NARROW else value
+    return torch.float64 if isinstance(value, torch.dtype) and value in NARROW_DTYPES else value
 
 
 def _wide_tensor(value: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from gs_core import CheckpointError, PlanError
 from gs_core.errors import reason
 from gs_core.storage import SINGLE, Checkpoint, write_safetensors
-from gs_hf.backed import check_backed
+from gs_hf.config_sizes import check_sizes
 from gs_hf.construct import from_config, parameters_on_meta
 from gs_hf.model import HFModel
 from gs_hf.trust import model_class, refusal, without_hub_kernels
@@ -27,7 +27,7 @@ def open_folder(
     _check_device(device)
     config = read_config(folder)
     checkpoint = checkpoint or Checkpoint(folder)
-    check_backed(config, checkpoint)
+    check_sizes(config, checkpoint)
     try:
         configuration = auto_config(folder, trust_remote_code)
         if getattr(configuration, "is_encoder_decoder", False):

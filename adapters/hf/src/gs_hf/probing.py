@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from gs_hf.block import HFBlock
 
 
-SAME_INPUT = 1 / 8
-"""Part of the allowance for rounding within which a product's input counts as unchanged after a map was undone."""
+SAME_INPUT_TOLERANCE = 1 / 8
+"""Fraction of the allowance for rounding. The input of a product counts as unchanged if it differs by less."""
 
 
 class HFProber(Prober):
@@ -63,7 +63,7 @@ class HFProber(Prober):
         if use not in self._known:
             self._known[use] = x.clone(), compute(x).clone()
         before, product = self._known[use]
-        return product.clone() if same_shape(before, x) and equivalent(before, x, SAME_INPUT) else compute(x)
+        return product.clone() if same_shape(before, x) and equivalent(before, x, SAME_INPUT_TOLERANCE) else compute(x)
 
 
 def _changed(map: LinearMap, channels: int, module: torch.nn.Module, given: tuple, out: object) -> torch.Tensor | None:

@@ -18,10 +18,11 @@ from gs_core.arrays import RawTensor, astype, to_raw
 from gs_core.comparing import EQUIVALENCE_TOLERANCE, equivalent, unexplained_change
 from gs_core.errors import reason
 from gs_core.interfaces import Batch
+from gs_core.predictions import kl_divergence, log_softmax
 from gs_core.storage import DerivedTensor, StoredTensor, Tensor
 from gs_hf.float64 import Float64
 from gs_hf.folding import norm_folds
-from gs_hf.precision import Streams, divergence, logits
+from gs_hf.precision import Streams, logits
 from gs_hf.probing import HFProber
 from gs_hf.running import Outputs, to_torch
 from gs_hf.writers import compute, passing, writers
@@ -66,7 +67,7 @@ class Residual:
                 raise ValueError(f"{name} ({type(module).__name__}) does not divide by the root mean square alone")
 
     def rotate_embedding(self) -> None:
-        """From now on, what the module's embedding returns is rotated."""
+        """Rotate the outputs of the module's embedding from now on."""
         self.embedding.register_forward_hook(lambda m, i, out: self._embedded(out))
 
     def _embedded(self, out: torch.Tensor) -> torch.Tensor | None:
@@ -87,7 +88,7 @@ class Residual:
     # --- a block ---------------------------------------------------------------------------------------------
 
     def enter(self, block: "HFBlock", batch: Batch) -> None:
-        """Rotate a loaded block, which is then proved on real activations. Raises ``CheckpointError``."""
+        """Rotate a loaded block and verify it on real activations. Raises ``CheckpointError``."""
         with block.verifying():
             self.active = False
             try:
@@ -112,8 +113,10 @@ class Residual:
                 self.divergence = self._divergence(prober, predicted, working)
 
     def _divergence(self, prober: HFProber, predicted: torch.Tensor, working: Outputs) -> float:
-        """Of the rotated model in working precision, from the float model: ``predicted`` enters the float model's head,
-        ``working`` is what the last rotated block returned."""
+        """Divergence of the rotated model in working precision from the float model.
+
+        predicted: the input of the float model's head. working: the output of the last rotated block.
+        """
         name = self.embedding_name if self.tied else self.head_name
         head = self.model.checkpoint[self.model.naming.by_parameter[name][0].source]
         weight = (self.norm.weight + _offset(self.norm)).cpu()
@@ -123,13 +126,14 @@ class Residual:
         def rotated() -> Iterator[torch.Tensor]:
             return (self.rotation.apply(part.float() * weight) for part in _rows(head))
 
-        return divergence(logits(predicted, lambda: _rows(head)), logits(entering, rotated))
+        exact = log_softmax(logits(predicted, lambda: _rows(head)).numpy())
+        return float(kl_divergence(exact, log_softmax(logits(entering, rotated).numpy())).mean())
 
     def _is_last(self, block: "HFBlock") -> bool:
         return block.index == len(self.model.blocks) - 1
 
     def _rewrite(self, block: "HFBlock", rotation: LinearMap, norms: "list[Reading]", writing: list[str]) -> None:
-        """Rotate the parameters that read and write the stream, in the precision that the block has now."""
+        """Rotate the parameters that read and write the stream, in the block's current precision."""
         for name, sites, offset in norms:
             weight = block.parameter(f"{name}.weight")
             change_inputs(block, sites, _reading(rotation, weight + offset), block.parameter)
@@ -153,7 +157,7 @@ class Residual:
             block.changed.add(bias)
 
     def _with_hidden(self, batch: Batch, change: Change) -> Batch:
-        """A batch with another residual stream, in float64 if blocks run in it; the first block's has none yet."""
+        """The batch with a changed residual stream, float64 if blocks run in float64. The first block has no stream."""
         tokens, previous = batch
         if previous is None:
             return batch
@@ -172,7 +176,7 @@ class Residual:
         for change in changes:
             if not change <= EQUIVALENCE_TOLERANCE:
                 raise CheckpointError(
-                    f"{block.name}: the block would compute something else with its residual stream rotated "
+                    f"{block.name}: a rotation of the residual stream would change the function of this block "
                     f"(a channel changes by {change:.1e}). Leave the rotation out (for hadamard set r1: false)"
                 )
 
@@ -235,11 +239,11 @@ def _reading(rotation: LinearMap, norm: torch.Tensor) -> Change:
 
 
 def _rows(tensor: StoredTensor | DerivedTensor) -> Iterator[torch.Tensor]:
-    """Slices of a matrix of the checkpoint, each with at most ``SLICE`` elements where a row has no more."""
+    """Slices of rows of a matrix in the checkpoint: at most ``SLICE`` elements each, and at least one row."""
     rows, columns = tensor.shape
     step = max(1, SLICE // columns)
     for start in range(0, rows, step):
-        # Mapped again for each slice, so that the memory of the slice before is given back.
+        # Mapped again for each slice: this releases the memory of the previous slice.
         yield to_torch(tensor.map())[start : start + step]
 
 

@@ -79,9 +79,9 @@ class Runner:
         return [t for t in _tensors(self._call(tokens, stop)) if not isinstance(t, torch.nn.Parameter)]
 
     def head(self, tokens: np.ndarray, last: Outputs, positions: slice = slice(None)) -> torch.Tensor:
-        """Logits, ``(batch, positions, vocabulary)``, from the last block's output; differentiated where that is.
+        """Logits, ``(batch, positions, vocabulary)``, from the last block's output; with gradients if that has them.
 
-        A model with transformers' argument ``logits_to_keep`` computes no other positions.
+        If ``forward`` has the argument ``logits_to_keep``, only these positions are computed.
         """
         if self.whole:
             return last["hidden"][:, positions]

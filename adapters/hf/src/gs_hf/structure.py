@@ -1,7 +1,6 @@
-"""Whether the residual stream of a model can be rotated, found while planning: no weight is read.
+"""Decides while planning if the residual stream of a model can be rotated. Reads no weights.
 
-The blocks run on stand-in parameters (``topology.thin_parameters``) and every product is answered by
-``topology.following``.
+The blocks run on stand-in parameters (``topology.thin_parameters``). ``topology.following`` replaces every product.
 """
 
 from types import SimpleNamespace
@@ -46,11 +45,11 @@ class _StandIn(HFBlock):
 
 
 def why_not_rotated(model: "HFModel") -> str | None:
-    """Why no rotation can pass through a block, or ``None`` if nothing was found.
+    """The reason why the residual stream cannot be rotated, or ``None`` if there is no reason.
 
-    A rotation needs layers whose outputs are added to the stream as they are. With sandwich norms (Gemma 3, OLMo 2) a
-    norm with a weight for each channel stands between the layer and the stream. One block of each kind is tried; the
-    first block is like the others.
+    In a model that can be rotated, the outputs of layers are added to the stream unchanged. With sandwich norms
+    (Gemma 3, OLMo 2) a norm with a weight for each channel is between the layer and the stream. One block of each kind
+    is tried. The first block of the model is assumed to be like the others.
     """
     runner = Runner(model.module, list(model.blocks), "cpu")
     tried = set()
@@ -71,6 +70,6 @@ def why_not_rotated(model: "HFModel") -> str | None:
             if not equivalent(stream, passing(prober, writers(prober))):
                 return (
                     f"{block.name} changes the outputs of its layers before it adds them to the residual stream "
-                    "(sandwich norms), and no rotation can pass through that"
+                    "(sandwich norms), so the stream cannot be rotated"
                 )
     return None

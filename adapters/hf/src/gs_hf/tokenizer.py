@@ -10,12 +10,12 @@ from gs_hf.trust import refusal
 def load_tokenizer(source: str | Path | None, model: str, trust_remote_code: bool = False) -> WrappedTokenizer:
     """The tokenizer of a folder, or of a hub id in the local cache.
 
-    source: of a live model its ``name_or_path``, which may be empty. model: its name, for messages.
-    Raises ``CalibrationError`` when there is none.
+    source: a folder, or the ``name_or_path`` of a live model, which may be empty. model: the name of the model, for
+    messages. Raises ``CalibrationError`` if no tokenizer is found.
     """
-    advice = "give a tokenizer (tokenizer= in Python), or token ids (a .npy file or an array) in place of text"
+    advice = "give a tokenizer (tokenizer= in Python), or token ids (a .npy file or an array) instead of text"
     if not source:
-        raise CalibrationError(f"{model} names no folder of a tokenizer; {advice}")
+        raise CalibrationError(f"{model}: no tokenizer, because name_or_path of the model is empty; {advice}")
     from transformers import AutoTokenizer
 
     try:

@@ -125,9 +125,9 @@ def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
 
 @contextmanager
 def thin_parameters(module: torch.nn.Module, vary: bool = False) -> Iterator[dict[str, torch.Tensor]]:
-    """Give every meta parameter a real value of one number; put the meta ones back afterwards.
+    """Replace every meta parameter by a real one whose elements are all equal, until the context ends.
 
-    vary: vectors (weights of norms, biases) have random numbers between 0.5 and 1.5 instead.
+    vary: vectors (weights of norms, biases) get random elements between 0.5 and 1.5 instead.
     """
     random = torch.Generator().manual_seed(0)
     before: list[tuple[torch.nn.Module, str, torch.nn.Parameter]] = []

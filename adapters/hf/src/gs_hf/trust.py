@@ -1,17 +1,17 @@
-"""Python code in a checkpoint folder: it runs only if the caller trusts it, and transformers never asks the user."""
+"""Python code in a checkpoint folder runs only with ``trust_remote_code``. transformers never asks the user."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 SAFE_ATTENTION = ("eager", "sdpa")
-"""Attention implementations that are part of transformers. Other names can load a kernel from a hub repository."""
+"""Attention implementations that are part of transformers. Other names can load a kernel from the hub."""
 
 
 def refusal(folder: Path, file: str) -> str | None:
-    """Why a file of the folder cannot be used without running code from the folder; ``None`` if it needs no code.
+    """An error message if ``auto_map`` of a file names Python code in the folder, else ``None``.
 
-    file: ``config.json`` or ``tokenizer_config.json``. Its ``auto_map`` names the classes.
+    file: ``config.json`` or ``tokenizer_config.json``.
     """
     try:
         named = json.loads((folder / file).read_text(encoding="utf-8")).get("auto_map")
@@ -20,15 +20,15 @@ def refusal(folder: Path, file: str) -> str | None:
     if not named:
         return None
     return (
-        f"{folder / file}: auto_map names Python code in the folder, which is not run. If you have read the code and "
+        f"{folder / file}: auto_map names Python code in the folder. This code does not run. If you have read it and "
         "trust it, pass --trust-remote-code (in Python: trust_remote_code=True)"
     )
 
 
 def without_hub_kernels(config: Any) -> Any:
-    """The configuration with attention by transformers' own code: a name of another implementation is removed.
+    """The configuration without an attention implementation that is not in ``SAFE_ATTENTION``.
 
-    transformers would download the kernel that ``attn_implementation`` names, and run it.
+    transformers would download and run the kernel that ``attn_implementation`` names.
     """
     asked = config._attn_implementation
     config._attn_implementation = asked if asked in SAFE_ATTENTION else None  # None: sdpa, or eager without sdpa

@@ -50,7 +50,7 @@ class Weights:
         return loaded
 
     def widen(self, name: str, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Put a copy of a loaded parameter's value, in a wider dtype, in its place, to be written into."""
+        """Replace a loaded parameter by a copy in a wider dtype that may be written into. Returns the copy."""
         wide = value.to(dtype)
         self.put(name, wide)
         return wide

@@ -33,8 +33,10 @@ class MindFormers(Adapter):
     def open(
         self, source: Any, device: str, checkpoint: Checkpoint | None = None, trust_remote_code: bool = False
     ) -> Model:
-        """``device`` is ignored: a network computes on the device of MindSpore's context. No code of a folder ever
-        runs, so ``trust_remote_code`` is ignored too."""
+        """Ignores ``device``: a network computes on the device of MindSpore's context.
+
+        Ignores ``trust_remote_code``: no code from a folder ever runs.
+        """
         if isinstance(source, Path):
             from gs_mindformers.folder import open_folder
 

@@ -1,4 +1,4 @@
-"""Calibration tokens: from texts, chats, datasets or token arrays. Same input, same tokens."""
+"""Calibration tokens from texts, chats, datasets or token arrays. The same input gives the same tokens."""
 
 from gs_core.calibration.rows import Chat
 from gs_core.calibration.sources import locate

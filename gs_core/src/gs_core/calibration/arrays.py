@@ -1,4 +1,4 @@
-"""Token ids that are there already: arrays, tensors and .npy files."""
+"""Token ids from arrays, tensors and .npy files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +9,12 @@ import numpy as np
 from gs_core.calibration.files import opened
 from gs_core.errors import CalibrationError, reason
 
-MAX_HEADER = 10_000
-"""Bytes of a .npy header, as numpy.load allows."""
+MAX_HEADER_BYTES = 10_000
+"""Bytes of a .npy header; the limit of ``numpy.load``."""
 
 
 def token_array(source: Any) -> np.ndarray | None:
-    """Token ids, any integer dtype, one or two dimensions; ``None`` for a source of text.
+    """Token ids of any integer dtype in one or two dimensions; ``None`` if the source is text.
 
     A .npy file is mapped into memory, not read. Tensors are recognised by ``__array__`` or ``__dlpack__``.
     Raises ``CalibrationError`` for other dtypes and dimensions.
@@ -25,7 +25,8 @@ def token_array(source: Any) -> np.ndarray | None:
         tokens = _from_object(source)
     if tokens is not None and (tokens.ndim not in (1, 2) or not np.issubdtype(tokens.dtype, np.integer)):
         raise CalibrationError(
-            f"token arrays must be integers of one or two dimensions, got {tokens.dtype} {tokens.shape}"
+            f"token arrays must be integers of one or two dimensions, got {tokens.dtype} {tokens.shape}; "
+            "give token ids of shape (n,) or (samples, seq_len)"
         )
     return tokens
 
@@ -41,7 +42,7 @@ def _from_object(source: Any) -> np.ndarray | None:
             return np.asarray(source)
         if hasattr(source, "__dlpack__"):
             return np.from_dlpack(source)
-    except Exception as error:  # every framework has its own errors for tensors on other devices
+    except Exception as error:  # frameworks raise different errors for tensors on other devices
         raise CalibrationError(
             f"cannot read a {type(source).__name__} as an array of token ids ({reason(error)}); "
             "give rows of one length, on the CPU"
@@ -54,8 +55,10 @@ def _map_npy(path: Path) -> np.ndarray:
         head = file.read(12)
     size = int.from_bytes(head[8:10] if head[6:7] == b"\x01" else head[8:12], "little")
     try:
-        if size > MAX_HEADER:
+        if size > MAX_HEADER_BYTES:
             raise ValueError(f"its header claims {size} bytes")
-        return np.lib.format.open_memmap(path, mode="r", max_header_size=MAX_HEADER)
+        return np.lib.format.open_memmap(path, mode="r", max_header_size=MAX_HEADER_BYTES)
     except Exception as error:  # headers are parsed as Python literals, which fail in many ways
-        raise CalibrationError(f"{path}: not a .npy array of tokens ({reason(error)[:200]})") from None
+        raise CalibrationError(
+            f"{path}: not a .npy array of tokens ({reason(error)[:200]}); save it with numpy.save"
+        ) from None

@@ -1,4 +1,4 @@
-"""Datasets on disk: .arrow and .parquet files, and the folders of the ``datasets`` library. Read with pyarrow."""
+"""Read datasets on disk with pyarrow: .arrow and .parquet files, and folders of the ``datasets`` library."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -10,12 +10,12 @@ from gs_core.calibration.files import opened
 from gs_core.calibration.rows import FIELDS
 from gs_core.errors import CalibrationError
 
-SUFFIXES = (".arrow", ".parquet")
+DATASET_SUFFIXES = (".arrow", ".parquet")
 ROWS_AT_A_TIME = 16
 
 
 def require(path: Path) -> None:
-    """Raise ``CalibrationError`` where pyarrow is not installed."""
+    """Raise ``CalibrationError`` if pyarrow is not installed."""
     if find_spec("pyarrow") is None:
         raise CalibrationError(
             f"{path}: pyarrow is needed to read it. Run: pip install datasets. Or save the texts as .jsonl"
@@ -23,7 +23,7 @@ def require(path: Path) -> None:
 
 
 def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a file, only the columns named in ``FIELDS``, each after its place for messages."""
+    """Yield the place of each row, for messages, and the row with only the columns in ``FIELDS``."""
     require(path)
     import pyarrow
 
@@ -37,7 +37,9 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                         number += 1
                         yield f"{path}, row {number}", row
     except pyarrow.ArrowException as error:
-        raise CalibrationError(f"{path}: damaged, or no {path.suffix} file ({error})") from None
+        raise CalibrationError(
+            f"{path}: damaged, or not a {path.suffix} file ({error}); save the dataset again"
+        ) from None
 
 
 def _arrow(path: Path, file: Any) -> Iterable[Any]:
@@ -66,10 +68,10 @@ def _columns(path: Path, names: list[str]) -> list[str]:
 
 
 def dataset_files(folder: Path) -> list[Path] | None:
-    """The .arrow files of a dataset's folder in order; ``None`` for another folder.
+    """The .arrow files of a dataset folder, in order; ``None`` if the folder is not a dataset.
 
-    A folder of ``Dataset.save_to_disk`` lists them in ``state.json``; in the library's own cache they are named after
-    their split, and the training split is taken. Raises ``CalibrationError`` for a folder of several splits.
+    ``Dataset.save_to_disk`` lists the files in ``state.json``. In the cache of the ``datasets`` library a file name
+    contains its split; the training split is used. Raises ``CalibrationError`` for a folder of several splits.
     """
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(path.parent.name for path in folder.glob("*/dataset_info.json"))
@@ -82,7 +84,7 @@ def dataset_files(folder: Path) -> list[Path] | None:
         names = sorted(path.name for path in folder.glob("*.arrow") if not path.name.startswith("cache-"))
         names = [name for name in names if "-train" in name] or names
     if not names:
-        raise CalibrationError(f"{folder}: has a dataset_info.json but no .arrow files")
+        raise CalibrationError(f"{folder}: has a dataset_info.json but no .arrow files; save the dataset again")
     return [folder / name for name in names]
 
 

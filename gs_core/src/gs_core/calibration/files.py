@@ -1,4 +1,4 @@
-"""Reading text, JSON and CSV files, never more of them than is needed."""
+"""Read text, JSON and CSV files, and only as much of them as needed."""
 
 import csv
 import json
@@ -14,8 +14,8 @@ from typing import IO, Any
 from gs_core.calibration.rows import TEXT_FIELDS
 from gs_core.errors import CalibrationError
 
-MAX_ROW = 2**24
-"""Bytes of a line, or characters of a JSON value. A longer one is an error: it would have to be held as a whole."""
+MAX_ROW_BYTES = 2**24
+"""Bytes of a line, or characters of a JSON value. A longer one is an error, because it must fit into memory."""
 READ_CHARACTERS = 2**16
 """Characters of a JSON file read at a time; doubled while a value is longer."""
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -27,7 +27,7 @@ class NotTextError(CalibrationError):
 
 @contextmanager
 def opened(path: Path, mode: str = "r", encoding: str | None = None) -> Iterator[IO[Any]]:
-    """The file, open for reading. Raises ``CalibrationError`` for anything but a regular file, and never blocks."""
+    """The file, opened to read. Never blocks. Raises ``CalibrationError`` if it is not a regular file."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise CalibrationError(f"{path}: not a regular file (a pipe or device?); save the data to a file first")
@@ -44,7 +44,7 @@ def _open_without_blocking(path: str, flags: int) -> int:
 
 
 def text(path: Path, characters: int) -> str:
-    """The first ``characters`` of a text file. Raises ``NotTextError`` for a binary one."""
+    """The first ``characters`` of a text file. Raises ``NotTextError`` for a binary file."""
     with opened(path, encoding="utf-8") as file:
         found = file.read(characters)
     if "\0" in found:
@@ -53,7 +53,7 @@ def text(path: Path, characters: int) -> str:
 
 
 def jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    """The values of a JSON Lines file, each after its place for messages. Empty lines are passed over."""
+    """Yield the place of each value of a JSON Lines file, for messages, and the value. Skips empty lines."""
     for number, line in _lines(path):
         if line.strip():
             where = f"{path}, line {number}"
@@ -65,7 +65,7 @@ def jsonl(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def json_values(path: Path) -> Iterator[tuple[str, Any]]:
-    """The elements of a JSON file that holds a list, or values one after another. Reads one at a time."""
+    """Yield the place and the value of each element of a JSON file: a list, or values one after another."""
     with opened(path, encoding="utf-8-sig") as file:
         reader = _JsonReader(file)
         is_list = reader.take("[")
@@ -82,11 +82,11 @@ def json_values(path: Path) -> Iterator[tuple[str, Any]]:
                 raise CalibrationError(f"{where}: not JSON ({_json_reason(error)})") from None
             yield where, value
         if is_list and not reader.take("]"):
-            raise CalibrationError(f"{path}: cut short: the list has no end")
+            raise CalibrationError(f"{path}: cut short: the list has no end; copy the file again")
 
 
 class _JsonReader:
-    """Values from a JSON text that is read as they are needed."""
+    """Parses the values of a JSON text one by one. Reads the file only as far as needed."""
 
     def __init__(self, file: IO[str]):
         self.file, self.text, self.at, self.characters = file, "", 0, READ_CHARACTERS
@@ -100,19 +100,19 @@ class _JsonReader:
                 return self.text[self.at : self.at + 1]
 
     def take(self, character: str) -> bool:
-        """Step over ``character`` if it comes next."""
+        """Skip ``character`` if it comes next. Returns True if it did."""
         found = self.peek() == character
         self.at += found
         return found
 
     def value(self) -> Any:
-        """The next value. Raises ``ValueError`` if there is none, or if it is longer than ``MAX_ROW``."""
+        """The next value. Raises ``ValueError`` if there is none, or if it is longer than ``MAX_ROW_BYTES``."""
         self.peek()
         while True:
             try:
                 found, self.at = json.JSONDecoder().raw_decode(self.text, self.at)
             except ValueError:
-                if len(self.text) - self.at > MAX_ROW or not self._read_on():
+                if len(self.text) - self.at > MAX_ROW_BYTES or not self._read_on():
                     raise
             else:
                 self.characters = READ_CHARACTERS
@@ -126,7 +126,7 @@ class _JsonReader:
 
 
 def csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a CSV file, with the one column that holds the text."""
+    """Yield the place of each row of a CSV file, for messages, and the row with only its text column."""
     reader = csv.DictReader((line for _, line in _lines(path)), strict=True)
     try:
         columns = reader.fieldnames or []
@@ -144,11 +144,11 @@ def csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     with opened(path, "rb") as file:
         for number in count(1):
-            line = file.readline(MAX_ROW + 1)
+            line = file.readline(MAX_ROW_BYTES + 1)
             if not line:
                 return
-            if len(line) > MAX_ROW:
-                raise CalibrationError(f"{path}, line {number}: longer than {MAX_ROW} bytes")
+            if len(line) > MAX_ROW_BYTES:
+                raise CalibrationError(f"{path}, line {number}: longer than {MAX_ROW_BYTES} bytes; split it")
             try:
                 decoded = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""One row of a file or dataset: a text, or a chat."""
+"""A row of a file or dataset is a text or a chat."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,17 +6,18 @@ from typing import Any
 from gs_core.errors import CalibrationError
 
 Chat = Sequence[Mapping[str, Any]]
-"""Messages with ``role`` and ``content``, as chat templates take them."""
+"""Messages with ``role`` and ``content``: the input of a chat template."""
 TEXT_FIELDS = ("text", "prompt", "content")
 FIELDS = ("text", "messages", "conversations", "prompt", "content")
-"""Fields of a row, the first that is not null is taken. A chat comes before a prompt, which may be its beginning."""
+"""Fields of a row. The first in this order that is not null is used. A prompt can be the beginning of a chat, so chats
+come first."""
 ROLES = {"human": "user", "gpt": "assistant"}
-"""ShareGPT's names of the roles."""
+"""Role names of ShareGPT → role names of chat templates."""
 EXPECTED = "expected a text, or an object with 'text', 'messages', 'conversations', 'prompt' or 'content'"
 
 
 def read_row(row: Any, where: str) -> str | Chat:
-    """The text or chat of a row. Raises ``CalibrationError`` that begins with ``where``."""
+    """The text or chat of a row. Raises ``CalibrationError`` whose message begins with ``where``."""
     if isinstance(row, str):
         return row
     if _is_list(row) and row:
@@ -36,7 +37,7 @@ def read_row(row: Any, where: str) -> str | Chat:
 
 def _chat(messages: Sequence[Any], where: str) -> Chat:
     if not messages:
-        raise CalibrationError(f"{where} has no messages")
+        raise CalibrationError(f"{where} has no messages; remove the row")
     return [_message(message, f"{where}, message {number}") for number, message in enumerate(messages, 1)]
 
 

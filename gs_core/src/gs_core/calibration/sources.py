@@ -1,4 +1,4 @@
-"""Sources of calibration text: files, folders, datasets, lists. What is missing is found before anything is read."""
+"""Sources of calibration text: files, folders, datasets and lists. A missing source is found before data is read."""
 
 import hashlib
 import stat
@@ -22,19 +22,19 @@ DATA_SUFFIXES = (*READERS, ".txt", ".npy")
 
 
 def locate(source: Any) -> Any:
-    """The path that a source names, which exists; other objects as they are. Reads no data.
+    """The existing path of a source that is a path or hub id; other objects unchanged. Reads no data.
 
-    Raises ``CalibrationError`` for a path that is empty, missing, a pipe or a device, for a hub id that is not in the
-    local cache, for a file that needs pyarrow where there is none, and for objects that can be read only once.
+    Raises ``CalibrationError`` if the path is empty, missing, a pipe or a device; if the hub id is not in the local
+    cache; if the file needs pyarrow and pyarrow is not installed; if the object can be read only once.
     """
     if isinstance(source, str) and not source.strip():
-        raise CalibrationError("the path of the text is empty; name a file, a folder or a dataset")
+        raise CalibrationError("the path of the text is empty; give a file, a folder or a dataset")
     if isinstance(source, str | Path):
         return _existing(str(source))
     if isinstance(source, Mapping) and "input_ids" not in source:
         raise CalibrationError(
             f"cannot read a {type(source).__name__} of {', '.join(map(str, source))[:200]} as text; "
-            "give one of its values, as dataset['train']"
+            "give one of its values, such as dataset['train']"
         )
     if isinstance(source, Iterator):
         raise CalibrationError(f"a {type(source).__name__} can be read only once; give a list")
@@ -42,8 +42,10 @@ def locate(source: Any) -> Any:
 
 
 def pieces(source: Any, characters: int) -> Iterator[tuple[str, str | Chat]]:
-    """The texts and chats of a located source, each after its place for messages. Of a text file, only the first
-    ``characters`` are read."""
+    """Yield the place of each text or chat of a located source, for messages, and the text or chat.
+
+    characters: length of the part of a text file that is read.
+    """
     if isinstance(source, Path):
         if source.is_dir():
             yield from _folder(source, characters)
@@ -51,10 +53,12 @@ def pieces(source: Any, characters: int) -> Iterator[tuple[str, str | Chat]]:
             yield from _file(source, characters)
     elif isinstance(source, Iterable):
         for number, row in enumerate(source, 1):
-            where = f"item {number} of the calibration data"
+            where = f"item {number} of the data"
             yield where, read_row(row, where)
     else:
-        raise CalibrationError(f"cannot read a {type(source).__name__} as text or token ids")
+        raise CalibrationError(
+            f"cannot read a {type(source).__name__} as text or token ids; give a path, a list or an array"
+        )
 
 
 def _existing(name: str) -> Path:
@@ -70,7 +74,7 @@ def _existing(name: str) -> Path:
             arrow.require(arrow_files[0])
     elif not stat.S_ISREG(mode):
         raise CalibrationError(f"{path}: not a file or folder (a pipe or device?); save the data to a file first")
-    elif path.suffix.lower() in arrow.SUFFIXES:
+    elif path.suffix.lower() in arrow.DATASET_SUFFIXES:
         arrow.require(path)
     return path
 
@@ -91,11 +95,11 @@ def _cached(name: str) -> Path:
         if of_library:
             return of_library[0]
     hint = "" if is_file_name else how_to_download("datasets", name)
-    raise CalibrationError(f"{name}: no such calibration file or folder{hint}")
+    raise CalibrationError(f"{name}: no such text file or folder{hint}")
 
 
 def _in_datasets_cache(name: str) -> list[Path]:
-    wanted = name.replace("/", "___").replace("_", "").lower()  # the library writes OpenOrca as open_orca
+    wanted = name.replace("/", "___").replace("_", "").lower()  # the datasets library writes OpenOrca as open_orca
     return sorted(
         info.parent
         for folder in datasets_cache().glob("*")
@@ -120,7 +124,7 @@ def _folder(folder: Path, characters: int) -> Iterator[tuple[str, str | Chat]]:
 
 
 def _data_files(snapshot: Path) -> list[Path]:
-    """The data of a dataset's snapshot without its documentation: the training split if files are named after one."""
+    """Data files of a dataset snapshot, without documentation. If paths contain ``train``, only these files."""
     found = [
         file
         for file in _shuffled(snapshot)
@@ -130,7 +134,7 @@ def _data_files(snapshot: Path) -> list[Path]:
 
 
 def _shuffled(folder: Path) -> list[Path]:
-    """All regular files, always in the same order, which is not the alphabet's: a prefix is then a fair sample."""
+    """All regular files in a pseudorandom order that depends only on their names. A prefix is a fair sample."""
     found = [file for file in folder.rglob("*") if file.is_file()]
     return sorted(found, key=lambda f: hashlib.sha256(f.relative_to(folder).as_posix().encode()).digest())
 

@@ -1,4 +1,4 @@
-"""A tokenizer, whichever library it comes from."""
+"""One interface for tokenizers of any library."""
 
 from typing import Any, Protocol
 
@@ -7,11 +7,11 @@ import numpy as np
 from gs_core.calibration.rows import Chat
 from gs_core.errors import CalibrationError, reason
 
-NO_TEMPLATE = "the tokenizer has no chat template; give texts in place of chats, or a tokenizer that has one"
+NO_TEMPLATE = "the tokenizer has no chat template; give texts instead of chats, or a tokenizer with a chat template"
 
 
 class Tokenizer(Protocol):
-    """The part of a ``Model`` that calibration data needs."""
+    """The methods of ``Model`` that turn calibration data into token ids."""
 
     def tokenize(self, text: str) -> np.ndarray:
         """Token ids, int64 ``(n,)``, without special tokens."""
@@ -39,7 +39,7 @@ class WrappedTokenizer:
             return np.empty(0, np.int64)
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             raise CalibrationError(
-                f"the tokenizer gave {ids.dtype} of shape {ids.shape}; it must give a list of token ids for a text"
+                f"the tokenizer returned {ids.dtype} of shape {ids.shape}; it must return a list of token ids"
             )
         return ids.astype(np.int64)
 
@@ -48,15 +48,19 @@ class WrappedTokenizer:
             raise CalibrationError(NO_TEMPLATE)
         try:
             return str(self.tokenizer.apply_chat_template(list(chat), tokenize=False))
-        except Exception as error:  # templates are programs of the model's author
-            raise CalibrationError(f"the chat template refuses this chat ({reason(error)})") from error
+        except Exception as error:  # a template is a program and may raise anything
+            raise CalibrationError(
+                f"the chat template refuses this chat ({reason(error)}); change or remove the chat"
+            ) from error
 
 
 def adapt(tokenizer: Any) -> Tokenizer:
-    """An opened model as it is; any other tokenizer wrapped. Raises ``CalibrationError`` for something else."""
+    """Returns an opened model unchanged, and wraps other tokenizers. Raises ``CalibrationError`` for other objects."""
     if hasattr(tokenizer, "render_chat"):
         return tokenizer
     if not callable(tokenizer) and not hasattr(tokenizer, "encode"):
         kind = type(tokenizer).__name__
-        raise CalibrationError(f"a {kind} is no tokenizer; give one of transformers, or a function from text to ids")
+        raise CalibrationError(
+            f"a {kind} is not a tokenizer; give a tokenizer of transformers, or a function from text to ids"
+        )
     return WrappedTokenizer(tokenizer)

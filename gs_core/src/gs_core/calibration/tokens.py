@@ -10,11 +10,11 @@ from gs_core.calibration.tokenizer import adapt
 from gs_core.errors import CalibrationError
 
 TOKENS_PER_BATCH = 1024
-"""Enough rows for fast matrix products; more would not fit in a processor's cache between them."""
+"""Enough rows for fast matrix products. With more rows the activations would not fit in a processor's cache."""
 CHARACTERS_PER_TOKEN = 16
-"""Characters read for each token wanted. Tokenizers rarely put more into one token."""
-SPREAD = 4
-"""Tokens read for each token needed, so that the windows spread over more of the text."""
+"""Characters read for each wanted token. A token rarely has more."""
+READ_RATIO = 4
+"""Tokens read for each token needed, so that the windows are spread over more of the text."""
 
 
 def load(source: Any, samples: int, seq_len: int, tokenizer: Any) -> np.ndarray:
@@ -37,7 +37,7 @@ def load(source: Any, samples: int, seq_len: int, tokenizer: Any) -> np.ndarray:
     Raises:
         CalibrationError: the source cannot be read, or has too few tokens. The message names file and line.
     """
-    tokens = stream(source, samples * seq_len * SPREAD, tokenizer)
+    tokens = stream(source, samples * seq_len * READ_RATIO, tokenizer)
     if tokens.ndim == 2:
         if tokens.shape[1] >= seq_len:
             return _spread(tokens[:, :seq_len], samples, seq_len)
@@ -46,10 +46,13 @@ def load(source: Any, samples: int, seq_len: int, tokenizer: Any) -> np.ndarray:
 
 
 def stream(source: Any, wanted: int, tokenizer: Any) -> np.ndarray:
-    """Token ids of a source: int64 ``(n,)`` from text, at least ``wanted`` of them if the text has so many; an array's
-    own dtype and shape, one or two dimensions, not read from its file yet.
+    """Token ids of a source.
 
-    No piece of text longer than ``wanted * CHARACTERS_PER_TOKEN`` characters is read or tokenized.
+    At most ``wanted * CHARACTERS_PER_TOKEN`` characters of each text are read and tokenized.
+
+    Returns:
+        From text: int64 ``(n,)``, at least ``wanted`` tokens if the text has so many. From an array: the array
+        unchanged, with one or two dimensions; a .npy file is mapped into memory.
     """
     source = locate(source)
     tokens = token_array(source)
@@ -79,8 +82,8 @@ def check(tokens: np.ndarray, vocabulary: int) -> None:
     """Raise ``CalibrationError`` for ids that the model has no embedding for."""
     if tokens.min() < 0 or tokens.max() >= vocabulary:
         raise CalibrationError(
-            f"token ids run from {tokens.min()} to {tokens.max()}, the model has {vocabulary}; "
-            "was the data tokenized for another model?"
+            f"token ids are between {tokens.min()} and {tokens.max()}, but the model has {vocabulary}. "
+            "Tokenize the data with the tokenizer of this model"
         )
 
 
@@ -93,7 +96,7 @@ def batches(tokens: np.ndarray) -> list[np.ndarray]:
 def _spread(rows: np.ndarray, samples: int, seq_len: int) -> np.ndarray:
     if len(rows) < samples:
         raise CalibrationError(
-            f"the calibration data gives {len(rows)} samples of {seq_len} tokens, the recipe asks for {samples}; "
+            f"the calibration data has {len(rows)} samples of {seq_len} tokens, the recipe needs {samples}; "
             "give more text, or lower `samples=` or `seq_len=`"
         )
     return np.ascontiguousarray(rows[np.arange(samples) * len(rows) // samples], dtype=np.int64)
@@ -111,4 +114,4 @@ def _check_unicode(text: str, where: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         surrogate = text[error.start : error.start + 1]
-        raise CalibrationError(f"{where}: {surrogate!a} is half of a character (a lone surrogate)") from None
+        raise CalibrationError(f"{where}: {surrogate!a} is half of a character (a lone surrogate); remove it") from None

@@ -51,7 +51,7 @@ def main() -> None:
     """The entry point."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may lack an arrow
-    if hasattr(signal, "SIGPIPE"):  # a reader that closes the pipe, as `head` does, ends the process as it does others
+    if hasattr(signal, "SIGPIPE"):  # a closed pipe (`gsq … | head`) ends the process without an error
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     # OpenMP's threads spin while they wait for each other. Where another process has the cores they wait long: a run
     # of seconds takes minutes. Sleeping instead costs some ten microseconds for each parallel loop.

@@ -24,7 +24,7 @@ GroupSize = Annotated[
         "--group-size",
         min=1,
         metavar="N",
-        help="Input features that share a scale. Without it, a preset's size falls back to 64 or 32 where it must.",
+        help="Input features per scale. The default is the recipe's. Where a preset's size does not divide, 64 or 32.",
         show_default=False,
     ),
 ]
@@ -46,12 +46,12 @@ Calibration = Annotated[
     typer.Option(
         "--calibration",
         metavar="DATA",
-        help="Text, .jsonl, .json, .csv or .npy file, a folder, or a dataset's hub id.",
+        help="A text, .jsonl, .json, .csv, .parquet, .arrow or .npy file, a folder, or a dataset's hub id.",
         show_default=False,
     ),
 ]
 Samples = Annotated[int | None, typer.Option(min=1, metavar="N", help="Calibration samples.", show_default=False)]
-SeqLen = Annotated[int | None, typer.Option(min=2, metavar="L", help="Tokens in each of them.", show_default=False)]
+SeqLen = Annotated[int | None, typer.Option(min=2, metavar="L", help="Tokens in each sample.", show_default=False)]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(
@@ -72,5 +72,5 @@ def read_recipe(name: str, settings: list[str] | None, group_size: int | None = 
     if group_size is None:
         return recipe
     if recipe.scheme.weights is None:
-        raise PlanError([f"--group-size {group_size}: recipe {name} quantizes no weights; leave the option out"])
+        raise PlanError([f"--group-size {group_size}: recipe {name} quantizes no weights; remove the option"])
     return with_values(recipe, {"scheme.weights.granularity": "group", "scheme.weights.group_size": group_size})

@@ -48,7 +48,7 @@ def _problems(error: Exception) -> tuple[list[str], int] | None:
 
 
 def _flags(message: str) -> str:
-    """The message with arguments of the Python calls (```seq_len=```) as flags (``--seq-len``)."""
+    """The message with command-line flags (``--seq-len``) instead of Python arguments (```seq_len=```)."""
     return re.sub(r"`(\w+)=`", lambda found: f"--{found[1].replace('_', '-')}", message)
 
 

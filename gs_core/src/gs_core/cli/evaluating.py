@@ -1,4 +1,4 @@
-"""``gsq eval``: perplexity, and with ``--against`` how far predictions are from the float model's."""
+"""``gsq eval``: perplexity, and with ``--against`` the divergence of predictions from the float model's."""
 
 import math
 from dataclasses import asdict
@@ -18,9 +18,16 @@ if TYPE_CHECKING:
 @one_line_errors
 def evaluate(
     model: Model,
-    text: Annotated[str, typer.Option(metavar="DATA", help="Text to predict: whatever --calibration takes.")],
+    text: Annotated[
+        str,
+        typer.Option(
+            metavar="DATA", help="Text to predict: the same kinds of data as --calibration of `gsq quantize`."
+        ),
+    ],
     seq_len: Annotated[int, typer.Option(min=2, metavar="L", help="Tokens in a window.")] = 256,
-    windows: Annotated[int, typer.Option(min=1, metavar="N", help="How many windows, from the start.")] = 64,
+    windows: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Number of windows, from the start of the text.")
+    ] = 64,
     against: Annotated[
         str | None,
         typer.Option(
@@ -30,14 +37,18 @@ def evaluate(
         ),
     ] = None,
     by_block: Annotated[
-        bool, typer.Option("--blocks/--no-blocks", help="With --against: show each block, which takes twice the time.")
+        bool,
+        typer.Option(
+            "--blocks/--no-blocks",
+            help="With --against: show the figures of each block. This takes about twice the time.",
+        ),
     ] = True,
     device: Device = "cpu",
     adapter: Adapter = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure perplexity, and the divergence from a float model. Lower is better."""
+    """Measure perplexity, and with --against the divergence from a float model. Lower is better."""
     from gs_core.cli.progress import watching
     from gs_core.divergence import compare
     from gs_core.evaluation import evaluate
@@ -79,7 +90,7 @@ def evaluate(
 
 
 def comparison_data(found: "Comparison") -> dict[str, object]:
-    """A comparison as plain data for JSON: a signal to noise ratio that is infinite is None."""
+    """A comparison as plain data for JSON. Infinite signal-to-noise ratios are None."""
     data = asdict(found)
     model = data.pop("model")
     for block in data["blocks"]:

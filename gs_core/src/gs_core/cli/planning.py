@@ -87,7 +87,7 @@ def plan(
         return
     typer.echo(f"{made.model.name}: adapter {made.adapter}, format {made.recipe.format}, device {made.device}")
     if made.source is not None:
-        typer.echo(f"The source is quantized already, as {made.source.schemes}: {size(made.source.nbytes)}.")
+        typer.echo(f"The source is already quantized as {made.source.schemes}: {size(made.source.nbytes)}.")
     typer.echo()
     dropped = print_table(COLUMNS, collapsed(made.table()), droppable=("kernel", "adapter", "format"))
     if dropped:
@@ -116,7 +116,7 @@ def _silent(stage: str, block: int, blocks: int) -> None: ...
 
 
 def totals(made: "Plan", measures: bool) -> dict[str, Any]:
-    """Sizes in bytes; the one after is an estimate. ``measures``: what the plan says was found on calibration data."""
+    """Counts of layers and parameters, and sizes in bytes. measures: the plan itself was made with calibration data."""
     from gs_core.planning import planned_bytes
 
     quantized = [row for row in made.rows if row.scheme is not None]

@@ -28,7 +28,9 @@ def quantize(
     recipe: RecipeName,
     output: Annotated[
         str,
-        typer.Option("--output", "-o", metavar="OUT", help="An empty folder, or an unfinished run, which goes on."),
+        typer.Option(
+            "--output", "-o", metavar="OUT", help="Output folder: new, empty, or an unfinished run to resume."
+        ),
     ],
     format: Format = None,
     calibration: Calibration = None,
@@ -39,7 +41,9 @@ def quantize(
     trust_remote_code: TrustRemoteCode = False,
     set: Settings = None,
     group_size: GroupSize = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Throw away an earlier run of ours in OUT.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Remove the files of an earlier run in OUT first.")
+    ] = False,
 ) -> None:
     """Quantize MODEL as RECIPE says, into the folder OUT."""
     chosen = read_recipe(recipe, set, group_size)
@@ -74,4 +78,4 @@ def _interrupted(output: Path, restart: bool) -> str:
     if not (output / FOLDER).is_dir():
         return "interrupted before the first block; nothing was written"
     again = "the same command without --restart" if restart else "the same command"
-    return f"interrupted; finished blocks are kept in {output}, and {again} goes on from there"
+    return f"interrupted; finished blocks are kept in {output}, and {again} resumes the run"

@@ -49,7 +49,7 @@ def _facts(**facts: Iterable[str]) -> None:
 
 
 def _source(schemes: str | None) -> list[str]:
-    return [f"quantized already, as {schemes}"] if schemes else []
+    return [f"already quantized as {schemes}"] if schemes else []
 
 
 def _as(schemes: Mapping[str, int], noun: str) -> list[str]:

@@ -47,7 +47,7 @@ def plural(number: int, noun: str) -> str:
 
 
 def opens_in(engines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """``in transformers, vLLM (a limit)``, then ``not in X: why`` for each other engine; empty without any engine.
+    """``in transformers, vLLM (a restriction)``, then ``not in X: why`` for each other engine; empty without engines.
 
     engines: ``name``, ``opens`` and ``note`` of each ``gs_core.interfaces.Engine``.
     """

@@ -138,10 +138,10 @@ class Algorithm:
 
     @property
     def residual_required(self) -> bool:
-        """True if the recipe asks by name for the rotation that ``residual`` returns.
+        """True if the recipe requires the rotation that ``residual`` returns.
 
-        Planning then refuses a model whose residual stream cannot be rotated. Otherwise it leaves the rotation out and
-        adds a note.
+        If the residual stream of a model cannot be rotated, planning then refuses the model. If False, planning leaves
+        the rotation out and adds a note.
         """
         return False
 

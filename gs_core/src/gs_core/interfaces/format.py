@@ -51,12 +51,12 @@ class Finished:
 
 @dataclass(frozen=True)
 class Engine:
-    """Whether a serving engine opens a checkpoint."""
+    """A serving engine, and whether it opens a checkpoint."""
 
     name: str
     opens: bool = True
     note: str = ""
-    """Why the engine does not open it, or a limit where it does."""
+    """Why the engine does not open it; if it does, a restriction."""
 
 
 class CheckpointFormat:
@@ -114,10 +114,13 @@ class CheckpointFormat:
         return ()
 
     def engines(self, schemes: Mapping[str, QuantizationScheme], online: bool) -> Sequence[Engine]:
-        """The engines that were tried with this format, and whether each opens such a checkpoint.
+        """The engines that were tried with this format, and whether each opens a checkpoint with these schemes.
 
-        schemes: of every quantized layer and cache, by its name. online: True if maps are left to be computed at run
-        time. Shown in the plan, the summary and the report.
+        The plan, the summary and the report show the result.
+
+        Args:
+            schemes: scheme of every quantized layer and cache, by its name.
+            online: True if the engine must compute maps at run time.
         """
         return ()
 

@@ -13,7 +13,7 @@ from gs_core.errors import CalibrationError
 from gs_core.interfaces.layers import CacheInfo, Layer, LayerInfo, Site
 from gs_core.interfaces.transforms import Fold, OnSite, Transform
 from gs_core.linear_map import LinearMap
-from gs_core.predictions import cross_entropy, cut, tiles
+from gs_core.predictions import cross_entropy, log_probabilities, tiles
 from gs_core.storage import Checkpoint, Tensor
 
 Batch = tuple[np.ndarray, "Mapping[str, RawTensor] | None"]
@@ -50,12 +50,12 @@ class Block(ABC):
             self.exact, self.observing = before
 
     def verifying(self) -> AbstractContextManager[None]:
-        """Compute in float64 while active, for verification on a few tokens.
+        """A context in which the block computes in float64, for verification on a few tokens.
 
-        Parameters that ``apply`` changes meanwhile are float64 copies. At the end the parameters are what they were.
-        Whoever applies a transform in this context takes it back before the end. An adapter whose framework or device
-        has no float64 does not override this method: ``run`` then returns float32, and ``gs_core.comparing`` allows
-        for its rounding.
+        In the context ``apply`` changes float64 copies of parameters. The caller undoes every transform before the
+        context ends. At the end the parameters are the previous ones. An adapter whose framework or device has no
+        float64 does not override this method: ``run`` then returns float32, and ``gs_core.comparing`` allows for its
+        rounding.
         """
         return nullcontext()
 
@@ -128,9 +128,9 @@ class Model(ABC):
     def rotation_divergence(self) -> float | None:
         """Divergence that working precision adds to the rotated model, on a few tokens.
 
-        Kullback-Leibler divergence of its predictions from those of the float model computed in float64, in nats for
-        each token. ``None`` without a rotation, before the last block was opened, after a resumed run (blocks before
-        were not opened), or where the adapter does not measure it.
+        Kullback-Leibler divergence of its predictions from those of the float model computed in float64, in nats per
+        token. ``None`` without a rotation, before the last block was opened, in a resumed run (which does not open
+        the finished blocks), or if the adapter does not measure it.
         """
         return None
 
@@ -165,11 +165,11 @@ class Model(ABC):
         """Token ids, int64 ``(n,)``, without special tokens. Raises ``CalibrationError`` without a tokenizer."""
 
     def render_chat(self, chat: Sequence[Mapping[str, Any]]) -> str:
-        """A chat as text, by the chat template of the model's tokenizer.
+        """The text of a chat by the chat template of the model's tokenizer.
 
         chat: messages with ``role`` and ``content``. Raises ``CalibrationError`` without a template.
         """
-        raise CalibrationError(f"{self.name} has no chat template; give texts in place of chats, or a tokenizer")
+        raise CalibrationError(f"{self.name} has no chat template; give texts instead of chats, or a tokenizer")
 
     @abstractmethod
     def vocabulary(self) -> int:
@@ -191,7 +191,7 @@ class Model(ABC):
     def rotate(self, rotation: LinearMap) -> None:
         """Rotate the residual stream, once, while planning: what a block opened from now on takes and returns as
         ``hidden`` is ``rotation.apply`` of what it was. The weights of norms on the stream move into the layers they
-        feed; embeddings, head and ``config`` follow when they are written. Reads no weights. Each block is proved
+        feed; embeddings, head and ``config`` follow when they are written. Reads no weights. Each block is verified
         when it is opened: it raises ``CheckpointError`` where its float function would change.
 
         Raises ``ValueError`` saying why the stream of this model cannot be rotated.
@@ -207,8 +207,8 @@ class Model(ABC):
         Args:
             tokens: int64 ``(batch, seq_len)``.
             last: the output of the last block for these tokens.
-            windows: the rows of ``tokens`` to predict for.
-            positions: the positions of each row to predict for.
+            windows: the rows of ``tokens`` to return.
+            positions: the positions of each row to return.
 
         Returns:
             float32 ``(windows, positions, vocabulary)``.
@@ -220,7 +220,7 @@ class Model(ABC):
         for windows, positions in tiles(found.shape[0], found.shape[1], self.vocabulary()):
             logits = self.logits(tokens, last, windows, positions)
             targets, losses = tokens[:, 1:][windows, positions].reshape(-1), np.empty(logits.shape[0] * logits.shape[1])
-            for part, (predicted,) in cut(logits.reshape(-1, logits.shape[-1])):
+            for part, (predicted,) in log_probabilities(logits.reshape(-1, logits.shape[-1])):
                 losses[part] = cross_entropy(predicted, targets[part])
             found[windows, positions] = losses.reshape(logits.shape[:2])
         return found
@@ -245,8 +245,14 @@ class Adapter(ABC):
     def open(
         self, source: Any, device: str, checkpoint: Checkpoint | None = None, trust_remote_code: bool = False
     ) -> Model:
-        """Open a folder (``Path``) or a live object. ``checkpoint`` replaces the folder's own tensors (a quantized
-        folder is opened with its weights dequantized). Raises ``CheckpointError``.
+        """Open a folder (``Path``) or a live object.
 
-        Without ``trust_remote_code`` no code from the folder may run, and nothing may ask the user about it.
+        Args:
+            source: the folder or object.
+            device: where to compute, in the framework's own notation.
+            checkpoint: replaces the tensors of the folder: for a quantized folder, the dequantized weights.
+            trust_remote_code: if False, no code from the folder may run, and nothing may ask the user about it.
+
+        Raises:
+            CheckpointError: the folder is damaged, or the adapter cannot build the model.
         """

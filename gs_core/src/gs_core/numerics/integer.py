@@ -79,9 +79,9 @@ def code_dtype(args: QuantizationArgs) -> str:
 
 
 def scale_dtype(args: QuantizationArgs, model_dtype: str) -> str:
-    """The dtype in which a scale is stored: the args' ``scale_format``, or else that of the weight.
+    """The dtype of stored scales: ``scale_format`` of the args, or the dtype of the weight if that is ``model``.
 
-    A weight in float8 gets float32 scales: float8 rounds small scales to zero.
+    Scales of a float8 weight are float32, because float8 rounds small scales to zero.
     """
     if args.scale_format != "model":
         return args.scale_format

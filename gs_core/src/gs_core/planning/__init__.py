@@ -4,14 +4,14 @@ from gs_core.planning.group_size import fit_groups, is_preset, shared_in_feature
 from gs_core.planning.layers import objections
 from gs_core.planning.loading import load_algorithm, load_format, names_of
 from gs_core.planning.making import make
-from gs_core.planning.plan import CacheRow, Plan, Row, Source, static_inputs
+from gs_core.planning.plan import CacheRow, Plan, QuantizedSource, Row, static_inputs
 from gs_core.planning.size import planned_bytes
 
 __all__ = [
     "CacheRow",
     "Plan",
+    "QuantizedSource",
     "Row",
-    "Source",
     "fit_groups",
     "is_preset",
     "load_algorithm",

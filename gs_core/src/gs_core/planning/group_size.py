@@ -1,4 +1,4 @@
-"""Group sizes that divide: a preset falls back to smaller groups, a size that the user wrote does not."""
+"""Smaller groups for layers that the group size of a preset does not divide. A size from the user is never replaced."""
 
 from collections.abc import Iterable
 
@@ -7,15 +7,15 @@ from gs_core.interfaces import LayerInfo
 from gs_schemas import SCHEMES, QuantizationScheme
 
 FALLBACK_SIZES = (64, 32)
-"""Group sizes that presets fall back to, the preferred one first. Every engine with grouped weights has both."""
+"""Smaller group sizes for presets, the preferred one first. Every engine with grouped weights supports both."""
 COMMON_SIZES = (32, 64, 96, 128, 256)
-"""Group sizes that an error proposes."""
+"""Group sizes that an error message proposes."""
 
 
 def shared_in_features(layers: Iterable[LayerInfo]) -> dict[str, frozenset[int]]:
-    """By layer name: ``in_features`` of the layer and of all layers that engines fuse with it.
+    """``in_features`` of each layer and of all layers that engines fuse with it, by layer name.
 
-    Fused layers must have one group size, so it must divide each of these numbers.
+    Fused layers must have the same group size. It must divide all these numbers.
     """
     layers = list(layers)
     together: dict[str, set[int]] = {}
@@ -25,15 +25,14 @@ def shared_in_features(layers: Iterable[LayerInfo]) -> dict[str, frozenset[int]]
 
 
 def is_preset(scheme: QuantizationScheme) -> bool:
-    """True if the scheme has a preset's name and its numbers."""
+    """True if the scheme has the name and the numbers of a preset."""
     return SCHEMES.get(scheme.name or "") == scheme
 
 
 def fit_groups(scheme: QuantizationScheme, in_features: Iterable[int]) -> tuple[QuantizationScheme, str] | None:
-    """A preset's scheme with the largest group size that divides all ``in_features``, and the reason.
+    """The scheme of a preset with the largest smaller group size that divides all ``in_features``, and the reason.
 
-    Returns ``None`` when the preset's size divides, and when no fallback divides either (the plan then refuses the
-    layer).
+    Returns ``None`` if the preset's own size divides them, or if no size does. The plan then refuses the layer.
     """
     args = scheme.weights
     if args is None or args.group_size is None:
@@ -55,7 +54,7 @@ def fit_groups(scheme: QuantizationScheme, in_features: Iterable[int]) -> tuple[
 
 
 def advice(in_features: int) -> str:
-    """What to do about a group size that does not divide ``in_features``."""
+    """Advice for an error: group sizes that divide ``in_features``."""
     sizes = [size for size in COMMON_SIZES if in_features % size == 0]
     if not sizes:
         return "Use scales per channel (scheme.weights.granularity: channel), or add an override for these layers"

@@ -136,9 +136,9 @@ def _smooth_once(
 
 
 def _rotate(model: Model, algorithms: Mapping[str, Algorithm], problems: Problems) -> list[str]:
-    """Give the residual stream the rotation that an algorithm wants.
+    """Rotate the residual stream as an algorithm asks.
 
-    Returns notes on rotations that this model cannot have. One that the recipe asks for by name is a problem instead.
+    Returns notes on rotations that are not possible in this model. A required rotation is a problem instead.
     """
     rotating: list[str] = []
     notes = []

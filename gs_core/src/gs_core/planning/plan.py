@@ -9,8 +9,8 @@ from gs_schemas import QuantizationArgs, QuantizationScheme, Recipe
 
 
 @dataclass(frozen=True)
-class Source:
-    """A source that is quantized already: its schemes, and the bytes of its tensors as they are stored."""
+class QuantizedSource:
+    """A source that is already quantized: its schemes, and the bytes of its stored tensors."""
 
     schemes: str
     nbytes: int
@@ -65,13 +65,13 @@ class Plan:
     caches: tuple[CacheRow, ...] = ()
     """Empty where no scheme of the recipe quantizes a cache."""
     engines: tuple[Engine, ...] = ()
-    """The engines that were tried with the format, and whether each opens the result."""
-    source: Source | None = None
-    """Set where the source is quantized already."""
+    """Engines that were tried with the format, and whether each opens the result."""
+    source: QuantizedSource | None = None
+    """``None`` for a float source."""
 
     @property
     def bytes_before(self) -> int:
-        """Bytes of the source's tensors as they are stored."""
+        """Bytes of the stored tensors of the source."""
         return self.model.nbytes() if self.source is None else self.source.nbytes
 
     @property

@@ -1,4 +1,4 @@
-"""The size of the result, from the arrays that the checkpoint format packs."""
+"""The size of the result, computed from arrays that the checkpoint format packs."""
 
 from functools import cache
 from math import prod
@@ -17,8 +17,8 @@ from gs_schemas import QuantizationScheme
 def planned_bytes(plan: Plan) -> int:
     """Bytes of all tensors of the result.
 
-    The format packs a tensor of zeros for each shape and scheme. Scales of caches and maps that are left to be computed
-    at run time are not counted.
+    The format packs a tensor of zeros for each shape and scheme. Scales of caches and maps that an engine computes at
+    run time are not counted.
     """
     stages = Stages({plan.recipe.format: plan.format})
 

@@ -1,9 +1,9 @@
 """Checkpoints on disk: streaming, distrustful readers and durable writers of safetensors and MindSpore's .ckpt."""
 
 from gs_core.storage.ckpt import read_ckpt, write_ckpt
-from gs_core.storage.declared import Declared, check_float, check_unread
 from gs_core.storage.reader import INDEX, SINGLE, Checkpoint, read_header
 from gs_core.storage.regular import check_link
+from gs_core.storage.tensor_checks import TensorSpec, check_float, check_unread
 from gs_core.storage.tensors import DerivedTensor, StoredTensor, let_go
 from gs_core.storage.writer import (
     WORK,
@@ -26,10 +26,10 @@ __all__ = [
     "SINGLE",
     "WORK",
     "Checkpoint",
-    "Declared",
     "DerivedTensor",
     "StoredTensor",
     "Tensor",
+    "TensorSpec",
     "begun",
     "check_float",
     "check_link",

@@ -23,7 +23,7 @@ from gs_core.storage.regular import open_regular
 from gs_core.storage.tensors import DerivedTensor, StoredTensor
 
 HEADER_LIMIT = 100_000_000
-MAX_DIMENSIONS, MAX_NAME = 64, 255
+MAX_DIMENSIONS, MAX_NAME_BYTES = 64, 255
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -144,8 +144,8 @@ def _weight_map(folder: Path) -> dict[str, str]:
         # A shard is a plain file name. Anything else could read from, or later write to, somewhere else.
         if not isinstance(file, str) or file != os.path.basename(file) or file in ("", ".", ".."):
             raise CheckpointError(f"{path}: '{name:.200}' points outside the folder: {file!r:.200}")
-        if len(file.encode(errors="replace")) > MAX_NAME:
-            raise CheckpointError(f"{path}: '{name:.200}' is in a file whose name has more than {MAX_NAME} bytes")
+        if len(file.encode(errors="replace")) > MAX_NAME_BYTES:
+            raise CheckpointError(f"{path}: '{name:.200}' is in a file whose name has more than {MAX_NAME_BYTES} bytes")
     return pairs
 
 

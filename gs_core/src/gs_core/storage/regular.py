@@ -1,4 +1,4 @@
-"""Opening files of a checkpoint folder: regular files only, without waiting for a FIFO or a device."""
+"""Open files of a checkpoint folder: only regular files. Opening never waits for a FIFO or a device."""
 
 import os
 import stat
@@ -9,7 +9,7 @@ from gs_core.errors import CheckpointError
 
 
 def open_regular(path: Path) -> FileIO:
-    """The file, opened to read bytes without a buffer.
+    """The file, opened to read bytes, unbuffered.
 
     Raises ``CheckpointError`` for a FIFO, device, socket or folder, ``OSError`` for a file that cannot be opened.
     """
@@ -21,9 +21,9 @@ def open_regular(path: Path) -> FileIO:
 
 
 def check_link(path: Path, folder: Path) -> None:
-    """Raise ``CheckpointError`` for a symbolic link of a model folder that leads out of it.
+    """Raise ``CheckpointError`` if a file of a model folder is a symbolic link to a file outside the folder.
 
-    A link may end in the folder itself, or in ``../../blobs``, where the Hugging Face cache keeps the files of
+    A link may lead into the folder itself, or into ``../../blobs``, where the Hugging Face cache keeps the files of
     ``snapshots/<revision>``.
     """
     target, home = path.resolve(), folder.resolve()

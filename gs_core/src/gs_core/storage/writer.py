@@ -25,7 +25,7 @@ BEGUN = "begun.jsonl"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that is renamed to ``path``, durably, when the block ends without an error; else it is removed.
+    """A new file. When the block ends without an error, it is renamed to ``path``, durably; otherwise it is removed.
 
     The file is created with ``O_EXCL``: an existing file or symlink is never written through. In the output folder of
     an unfinished run, the temporary file is in ``WORK``, and ``path`` must be absent or written by the same run.
@@ -50,7 +50,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _created(temporary: Path) -> Iterator[BinaryIO]:
-    """A new file, removed when the block raises."""
+    """A new file that is removed if the block raises."""
     try:
         file = open(temporary, "xb")  # noqa: SIM115  # closed below
     except FileExistsError:
@@ -79,7 +79,9 @@ def record_begun(path: Path) -> None:
         return
     handle = os.open(path.parent / WORK / BEGUN, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
-        os.write(handle, f"\n{json.dumps(path.name)}\n".encode())  # a line cut short by a kill stays a line of its own
+        os.write(
+            handle, f"\n{json.dumps(path.name)}\n".encode()
+        )  # the leading newline ends a line that a kill cut short
         os.fsync(handle)
     finally:
         os.close(handle)

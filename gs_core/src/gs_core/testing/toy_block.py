@@ -116,7 +116,7 @@ class ToyBlock(Block):
         given: Mapping[str, Array],
         on_product: Callable[[str, Array], None] = lambda layer, product: None,
     ) -> Array:
-        """Between sites in float64, at sites in float32 unless it is verified: there all libraries agree."""
+        """Computes in float64 between sites, and rounds to float32 at sites (not if verified): all libraries agree."""
         xp, wide = namespace(x), self.model.wide
 
         def norm(name: str, activation: Array) -> Array:

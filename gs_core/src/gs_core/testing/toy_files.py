@@ -12,8 +12,6 @@ from gs_core.errors import CheckpointError
 from gs_core.storage import INDEX, SINGLE, write_json, write_safetensors
 
 CONFIG, MODEL_TYPE = "config.json", "toy"
-
-
 MAX_SIZE = 2**20
 
 

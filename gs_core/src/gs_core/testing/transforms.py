@@ -15,7 +15,7 @@ from gs_core.testing.opened import Case, OpenedSuite, contents
 from gs_core.testing.suite import after, forward, numpy, sentence
 
 MAX_CHANNEL_ERROR = 1e-3
-"""Bound of ``channel_error`` between equivalent blocks in working precision."""
+"""Largest ``channel_error`` of equivalent blocks in working precision."""
 
 
 class TransformsSuite(OpenedSuite):

@@ -7,7 +7,7 @@ import torch
 
 from gs_core import ChannelScale, FoldTransform, LayerInfo, QuantizationArgs, SiteTransform, numerics
 from gs_core.comparing import channel_error
-from gs_core.proving import apply_proved
+from gs_core.verification import apply_verified
 from gs_core.watching import fake_quantizer
 from gs_flatquant import FlatQuant, Options
 from gs_flatquant.building import build
@@ -56,8 +56,8 @@ def test_the_loss_curve_falls_and_is_reported(toy):
 
 def test_the_float_block_is_left_as_it_was(toy):
     _, block, transforms, _, data = smoothed(toy)
-    proved = apply_proved(block, transforms, data.batches[0])
-    applied, dropped = proved.applied, proved.dropped
+    verified = apply_verified(block, transforms, data.batches[0])
+    applied, dropped = verified.applied, verified.dropped
     assert not dropped
     assert len(applied) == len(transforms)
 
@@ -126,7 +126,7 @@ def test_maps_have_the_values_that_engines_keep(toy):
     factors = [f for t in transforms if isinstance(t, SiteTransform) for f in t.map.factors if not isinstance(f, int)]
     assert len(factors) == 7
     assert all(torch.equal(f, f.bfloat16().float()) for f in factors)
-    assert not apply_proved(block, transforms, data.batches[0]).dropped
+    assert not apply_verified(block, transforms, data.batches[0]).dropped
 
 
 def test_only_clipping_learns_without_cali_trans(toy):

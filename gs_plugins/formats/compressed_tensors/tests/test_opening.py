@@ -1,4 +1,4 @@
-"""Which engines open a folder, and what the folder says so that they do."""
+"""The engines that open a folder, and the entries of config.json that they need."""
 
 import pytest
 
@@ -24,7 +24,7 @@ EXPERT, CACHE = "model.layers.0.mlp.experts.0.up_proj", "model.layers.0.self_att
         ("KV_FP8", True, True),
     ],
 )
-def test_the_table_of_engines(scheme, transformers, vllm):
+def test_engines_that_open_a_scheme(scheme, transformers, vllm):
     found = engines({LAYER: SCHEMES[scheme]}, online=False)
     assert [engine.opens for engine in found] == [transformers, vllm]
     assert all(engine.note for engine in found if not engine.opens), "a refusal has a reason"
@@ -34,7 +34,7 @@ def test_no_engine_computes_online_transforms():
     assert not any(engine.opens for engine in engines({LAYER: SCHEMES["W4A4"]}, online=True))
 
 
-def test_zero_points_are_dequantized_only_where_one_scheme_holds_for_everything():
+def test_zero_points_are_dequantized_only_if_all_layers_share_one_scheme():
     asymmetric = SCHEMES["W4A16_ASYM"]
     assert dequantizes({LAYER: asymmetric, OTHER: asymmetric.model_copy(update={"name": None})})
     assert not dequantizes({LAYER: SCHEMES["W4A16"]})

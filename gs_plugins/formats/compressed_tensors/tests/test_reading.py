@@ -54,7 +54,7 @@ def test_a_layer_becomes_a_weight_and_everything_else_stays(stored, read, preset
 def test_a_scale_that_no_group_accounts_for(stored, read):
     config, tensors = stored("W8A8")
     config["quantization_config"]["ignore"].append(LAYER)
-    with pytest.raises(CheckpointError, match=f"{LAYER} is quantized, but quantization_config gives it no scheme"):
+    with pytest.raises(CheckpointError, match=f"{LAYER} is quantized, but quantization_config has no scheme for it"):
         read(config, tensors)
 
 

@@ -64,7 +64,7 @@ def test_other_writers_name_attention_by_a_pattern():
 
 
 def test_a_checkpoint_that_requires_transforms_names_no_quant_method():
-    """transformers refuses a quantization_config without it, and would pass over a name that it does not know."""
+    """transformers refuses a quantization_config without quant_method. It would ignore an unknown name."""
     plain = {"quant_method": "compressed-tensors", "format": "int-quantized"}
     found = requiring(plain, inputs("a.down")["transform_config"])
     assert "quant_method" not in found and method(found) == method(plain) == "compressed-tensors"

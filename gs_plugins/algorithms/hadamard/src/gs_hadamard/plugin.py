@@ -14,9 +14,9 @@ from gs_schemas import QuantizationScheme
 
 class Options(Strict):
     """
-    r1: rotate the residual stream, through embeddings, norms and head. Costs nothing at run time. Where a model's
-        stream cannot be rotated, the plan leaves the rotation out and says so; with ``r1: true`` in the recipe it
-        refuses the model.
+    r1: rotate the residual stream, through embeddings, norms and head. Costs nothing at run time. If the
+        stream of a model cannot be rotated, the plan leaves the rotation out and says so. If the recipe has
+        ``r1: true``, the plan refuses the model instead.
     r2: rotate each head's values, from the layer that makes them to the one that takes them. Costs nothing.
     r3: rotate, when the model runs, each head's queries and keys after RoPE, which changes what a quantized KV cache
         holds and nothing else: in blocks of the largest power of two that divides a head. Needs a checkpoint format
@@ -39,7 +39,7 @@ class Options(Strict):
 
 
 class Hadamard(Algorithm):
-    """Needs no data of its own; the model runs only so that what feeds what can be found, and each rotation proved."""
+    """Uses no statistics. Calibration data is needed to find the layers that a site feeds, and to verify rotations."""
 
     Options = Options
 

@@ -1,4 +1,4 @@
-"""Which engines open a folder: ``docs/engines.md``, for transformers 5.23, compressed-tensors 0.20 and vLLM 0.32."""
+"""The engines that open a folder: ``docs/engines.md``, for transformers 5.23, compressed-tensors 0.20 and vLLM 0.32."""
 
 from collections.abc import Mapping
 
@@ -13,9 +13,9 @@ Schemes = Mapping[str, QuantizationScheme]
 
 
 def engines(schemes: Schemes, online: bool) -> list[Engine]:
-    """Both engines. online: True if the folder leaves transforms to be computed at run time."""
+    """Both engines, and whether each opens the folder. online: True if the folder has transforms at run time."""
     if online:
-        return [Engine(name, False, "it does not compute transform_config") for name in (TRANSFORMERS, VLLM)]
+        return [Engine(name, False, "the folder has transforms at run time") for name in (TRANSFORMERS, VLLM)]
     return [_transformers(schemes), _vllm(schemes)]
 
 
@@ -23,8 +23,8 @@ def dequantizes(schemes: Schemes) -> bool:
     """True if transformers has to dequantize the weights when it loads them.
 
     compressed-tensors 0.20 builds a packed layer with unpacked zero points on the meta device. The packed zero points
-    of a checkpoint do not fit into it. Dequantizing avoids that layer. It applies one scheme to all layers and leaves
-    caches unquantized, so it is right only for a checkpoint of one scheme and nothing else.
+    of a checkpoint do not fit into it. Dequantizing avoids that layer. But it applies one scheme to all layers and does
+    not quantize caches, so it is correct only if all layers share one scheme and no cache is quantized.
     """
     distinct = {scheme.model_copy(update={"name": None}) for scheme in schemes.values()}
     return len(distinct) == 1 and _packs_zero_points(distinct.pop()) and not any(map(is_expert, schemes))
@@ -38,7 +38,7 @@ def _transformers(schemes: Schemes) -> Engine:
     if dequantizes(schemes):
         return Engine(TRANSFORMERS, note="it dequantizes the weights when it loads them")
     if any(map(_packs_zero_points, schemes.values())):
-        why = "it loads packed zero points only where all layers share one scheme, without experts or quantized caches"
+        why = "it loads packed zero points only if all layers share one scheme, without experts or quantized caches"
         return Engine(TRANSFORMERS, False, why)
     return Engine(TRANSFORMERS)
 
@@ -48,13 +48,13 @@ def _vllm(schemes: Schemes) -> Engine:
     if reasons:
         return Engine(VLLM, False, " and ".join(sorted(reasons)))
     wide = any(scheme.inputs is None and scheme.weights and scheme.weights.bits == 8 for scheme in schemes.values())
-    return Engine(VLLM, note="not on CPUs: no kernel for W8A16 there" if wide else "")
+    return Engine(VLLM, note="not on CPUs, without a kernel for W8A16" if wide else "")
 
 
 def _no_kernel(scheme: QuantizationScheme) -> str | None:
     weights, inputs, cache = scheme.weights, scheme.inputs, scheme.kv_cache
     if cache is not None and cache.format != "fp8_e4m3":
-        return f"its KV caches are fp8_e4m3, not {cache.format}"
+        return f"it has no {cache.format} KV caches, only fp8_e4m3"
     if weights is None:
         return None
     if inputs is None:

@@ -30,7 +30,7 @@ from gs_core.arrays import FLOAT_DTYPES, RawTensor, from_raw, to_numpy, to_raw
 from gs_core.checks import input_fault, tensor_fault
 from gs_core.engines import fit_experts, fused_conflicts
 from gs_core.interfaces import Engine, LayerNumbers
-from gs_core.storage import INDEX, Checkpoint, Declared, DerivedTensor, copy_file, write_json, write_safetensors
+from gs_core.storage import INDEX, Checkpoint, DerivedTensor, TensorSpec, copy_file, write_json, write_safetensors
 
 
 class CompressedTensors(CheckpointFormat):
@@ -84,19 +84,19 @@ class CompressedTensors(CheckpointFormat):
         if online:
             found.append(
                 "the inputs of layers are transformed at run time (transform_config in config.json). transformers 5.23 "
-                "ignores that, so the folder names no quant_method, and engines refuse it; gsq eval reads it. "
+                "ignores this, so the folder has no quant_method, and engines refuse it; gsq eval reads it. "
                 "For a folder that engines load, set r4: false for hadamard"
             )
         if keys:
             found.append(
                 "queries and cached keys are rotated at run time (transform_config in config.json). transformers 5.23 "
-                "and vLLM 0.32 ignore that, so the folder names no quant_method, and engines refuse it; gsq eval reads "
+                "and vLLM 0.32 ignore this, so the folder has no quant_method, and engines refuse it; gsq eval reads "
                 "it. For a folder that engines load, set r3: false for hadamard"
             )
         return found
 
     def recognises(self, folder: Path, config: Mapping[str, Any]) -> bool:
-        """True for folders of compressed-tensors, with or without transforms at run time."""
+        """True for a folder of compressed-tensors, with or without transforms at run time."""
         return transforms.method(config.get("quantization_config") or {}) == METHOD
 
     def engines(self, schemes: Mapping[str, QuantizationScheme], online: bool) -> Sequence[Engine]:
@@ -145,7 +145,7 @@ class CompressedTensors(CheckpointFormat):
         if online is not None:
             quantization = transforms.requiring(quantization, online)
         elif not final.caches and engines.dequantizes(final.schemes):
-            quantization["dequantize"] = True  # of transformers' CompressedTensorsConfig; other readers ignore it
+            quantization["dequantize"] = True  # read by transformers' CompressedTensorsConfig; other readers ignore it
         config = final.config | {"quantization_config": quantization}
         write_json(output.folder / "config.json", config)
         for file in final.files:
@@ -162,7 +162,9 @@ class CompressedTensors(CheckpointFormat):
         for layer in _quantized_layers(checkpoint):
             scheme = scheme_of(quantization, layer)
             if scheme is None or scheme.weights is None:
-                raise CheckpointError(f"{layer} is quantized, but quantization_config gives it no scheme")
+                raise CheckpointError(
+                    f"{layer} is quantized, but quantization_config has no scheme for it; restore config.json"
+                )
             weight = _stored(checkpoint, layer, scheme)
             removed |= {f"{layer}.{s}" for s in _SUFFIXES if f"{layer}.{s}" in checkpoint}
             added[weight.name] = weight
@@ -188,7 +190,7 @@ def _stored(checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme) -> D
     if layout(scheme) == INTEGER:
         shape = checkpoint[f"{layer}.weight"].shape
     else:
-        Declared(INTEGERS, [(2,)]).check(checkpoint[f"{layer}.weight_shape"])
+        TensorSpec(INTEGERS, [(2,)]).check(checkpoint[f"{layer}.weight_shape"])
         shape = tuple(int(n) for n in _array(checkpoint, f"{layer}.weight_shape"))
     if len(shape) != 2 or min(shape) < 1:
         raise CheckpointError(f"{layer}.weight_shape is {list(shape)}, which is no matrix")
@@ -209,7 +211,7 @@ def _stored(checkpoint: Checkpoint, layer: str, scheme: QuantizationScheme) -> D
 
 
 def _quantized_layers(checkpoint: Checkpoint) -> list[str]:
-    """Layers with a quantization parameter or integer codes, complete or not."""
+    """Layers with at least one quantization parameter or with integer codes."""
     found = {}
     for name, tensor in checkpoint.tensors.items():
         layer, _, suffix = name.rpartition(".")
@@ -218,23 +220,23 @@ def _quantized_layers(checkpoint: Checkpoint) -> list[str]:
     return list(found)
 
 
-def _declared(rows: int, columns: int, scheme: QuantizationScheme) -> dict[str, Declared]:
-    """The tensors of a layer of this shape. Other writers leave out axes of one in scales."""
+def _declared(rows: int, columns: int, scheme: QuantizationScheme) -> dict[str, TensorSpec]:
+    """The tensors of a layer with this shape. Other programs leave out axes of size 1 in scales."""
     args = scheme.weights
     assert args is not None
     groups = columns // args.group_size if args.group_size else 1
     scale_shape = (1,) if args.granularity == "tensor" else (rows, groups)
-    found = {"weight_scale": Declared(FLOAT_DTYPES, [scale_shape], squeezed=True)}
+    found = {"weight_scale": TensorSpec(FLOAT_DTYPES, [scale_shape], squeezed=True)}
     if layout(scheme) == PACKED:
-        found["weight_packed"] = Declared(["int32"], [(rows, -(-columns * args.bits // 32))])
+        found["weight_packed"] = TensorSpec(["int32"], [(rows, -(-columns * args.bits // 32))])
         if not args.symmetric:
-            found["weight_zero_point"] = Declared(["int32"], [(-(-rows * args.bits // 32), groups)])
+            found["weight_zero_point"] = TensorSpec(["int32"], [(-(-rows * args.bits // 32), groups)])
     else:
-        found["weight"] = Declared(["int8"], [(rows, columns)])
+        found["weight"] = TensorSpec(["int8"], [(rows, columns)])
     if scheme.inputs is not None and not scheme.inputs.dynamic:
-        found["input_scale"] = Declared(FLOAT_DTYPES, [(1,)], squeezed=True)
+        found["input_scale"] = TensorSpec(FLOAT_DTYPES, [(1,)], squeezed=True)
         if not scheme.inputs.symmetric:
-            found["input_zero_point"] = Declared(INTEGERS, [(1,)], squeezed=True)
+            found["input_zero_point"] = TensorSpec(INTEGERS, [(1,)], squeezed=True)
     return found
 
 

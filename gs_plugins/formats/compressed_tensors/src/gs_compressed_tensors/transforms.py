@@ -14,9 +14,11 @@ from gs_compressed_tensors.config import spellings, target_matches
 from gs_core import CheckpointError, LinearMap
 
 REQUIRING = "quant_method_with_transforms"
-"""Takes the place of ``quant_method`` in the ``quantization_config`` of a checkpoint that is nonsense without its
-transforms. transformers 5.23 ignores ``transform_config``. It also loads a ``quant_method`` that it does not know, with
-a warning, as if nothing was quantized. It refuses a ``quantization_config`` without ``quant_method``.
+"""Replaces ``quant_method`` in the ``quantization_config`` of a checkpoint with transforms at run time.
+
+Without the transforms the weights are meaningless, and transformers 5.23 ignores ``transform_config``. For an unknown
+``quant_method`` it prints a warning and loads the codes as float weights. It refuses a ``quantization_config`` without
+``quant_method``.
 """
 INPUT, KEYS = ("input",), ("q_attn", "k_cache")
 Described = Mapping[str, Mapping[str, Any]]
@@ -32,13 +34,13 @@ def to_config(inputs: Described, keys: Described, aliases: Mapping[str, str]) ->
 
 
 def requiring(quantization: Mapping[str, Any], transform_config: Mapping[str, Any]) -> dict[str, Any]:
-    """``quantization_config`` that only a reader of ``transform_config`` accepts."""
+    """The ``quantization_config`` with ``transform_config``, and with ``REQUIRING`` instead of ``quant_method``."""
     found = {name: value for name, value in quantization.items() if name != "quant_method"}
     return {REQUIRING: quantization["quant_method"], **found, "transform_config": dict(transform_config)}
 
 
 def method(quantization: Mapping[str, Any]) -> Any:
-    """The method that the weights of a checkpoint are stored by."""
+    """The value of ``quant_method`` or of ``REQUIRING``."""
     return quantization.get("quant_method") or quantization.get(REQUIRING)
 
 
@@ -47,7 +49,7 @@ def check(quantization: Mapping[str, Any]) -> None:
     groups = (quantization.get("transform_config") or {}).get("config_groups")
     if REQUIRING in quantization and not groups:
         raise CheckpointError(
-            f"config.json: quantization_config has '{REQUIRING}' but no transform_config. The weights are stored for "
+            f"config.json: quantization_config has '{REQUIRING}' but no transform_config. The weights are for "
             "transformed inputs and are meaningless without it. Restore config.json, or quantize the model again"
         )
 

@@ -1,4 +1,4 @@
-"""JSON types of the entries of ``quantization_config`` that are read."""
+"""Checks the JSON types of entries of ``quantization_config``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -45,6 +45,6 @@ def _check_strings(given: Any, where: str) -> None:
 
 
 def _check_one(value: Any, kinds: tuple[type, ...], where: str) -> None:
-    if type(value) not in kinds:  # by type: true is no number
+    if type(value) not in kinds:  # not isinstance: a bool is an int
         wanted = " or ".join(_NAMES[kind] for kind in kinds)
         raise CheckpointError(f"{where} is {str(value)[:60]!r}, not {wanted}; correct config.json")

@@ -45,7 +45,7 @@ class Ascend(Described):
     index = "quant_model_weights.safetensors.index.json"
     framework = "pt"
     packs_int4 = False
-    readers = (Engine("vLLM-Ascend", note="its loader was read, not run"),)
+    readers = (Engine("vLLM-Ascend", note="from its source code; not run"),)
     holds_online = frozenset({"kronecker", "clipped"})
 
     def unsupported(self, layer: LayerInfo, scheme: QuantizationScheme) -> str | None:

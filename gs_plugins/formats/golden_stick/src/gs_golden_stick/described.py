@@ -40,7 +40,7 @@ class Described(CheckpointFormat):
     framework: ClassVar[str] = "ms"
     packs_int4: ClassVar[bool] = True
     readers: ClassVar[tuple[Engine, ...]] = ()
-    """The engines whose loaders the layout follows."""
+    """Engines that load this layout."""
 
     # --- planning ------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from gs_core import (
 from gs_core.arrays import FLOAT_DTYPES, PACKED_INT4, RawTensor, from_raw, to_raw
 from gs_core.checks import scale_fault, tensor_fault
 from gs_core.interfaces import LayerNumbers
-from gs_core.storage import Checkpoint, Declared, DerivedTensor, StoredTensor
+from gs_core.storage import Checkpoint, DerivedTensor, StoredTensor, TensorSpec
 from gs_golden_stick import caches, flatquant, int4
 from gs_golden_stick.labels import DESCRIPTIONS, FLOAT
 from gs_golden_stick.parameters import from_float_bits
@@ -50,7 +50,7 @@ _DTYPES = {
     "added_offset": _OFFSETS,
     "input_offset": _OFFSETS,
 }
-"""Dtypes of parameters that need not be floats."""
+"""Allowed dtypes of parameters that may be integers."""
 _READABLE = {
     DESCRIPTIONS[0]: ("W8A16", "W4A16", "W8A8", "W8A8_DYNAMIC", "W4A8_DYNAMIC"),
     DESCRIPTIONS[1]: ("W8A16", "W8A8", "W8A8_DYNAMIC", "W4A4_DYNAMIC", flatquant.LABEL),
@@ -91,7 +91,7 @@ def _description(folder: Path) -> tuple[str, Mapping[str, Any] | None]:
 
 
 def _is_quantized(checkpoint: Checkpoint, name: str, parts: Mapping[str, str], types: Mapping[str, Any]) -> bool:
-    """Whether a layer has quantization parameters, integer codes, or a matrix that the description calls quantized."""
+    """True if a layer has quantization parameters, integer codes, or a quantized type in the description."""
     if set(parts) - {"weight", "bias"}:
         return True
     stored = checkpoint[parts["weight"]] if "weight" in parts else None
@@ -176,9 +176,9 @@ class _Layer:
         return self.checkpoint[self.parts[part]]
 
     def _array(self, part: str, *shapes: tuple[int, ...]) -> np.ndarray:
-        """A part's numbers in float32, of one of these shapes. Scales are finite and positive, or have 4 bits."""
+        """A part in float32 with one of these shapes. Scales are finite and positive; int4 scales may be negative."""
         stored = self._stored(part)
-        Declared(_DTYPES.get(part, FLOAT_DTYPES), shapes).check(stored)
+        TensorSpec(_DTYPES.get(part, FLOAT_DTYPES), shapes).check(stored)
         values = from_raw(stored.read())
         if part == "deq_scale" and stored.dtype in FLOAT_BITS:
             values = from_float_bits(values)
@@ -218,10 +218,12 @@ class _Layer:
         return self._array(part, (rows,), (rows, 1)).reshape(-1, 1)
 
     def _offset_part(self) -> str:
-        """The tensor with the zero points, which every layer of floating-point activations has."""
+        """Name of the tensor with the zero points. A layer with float activations must have it."""
         found = self.parts.get("weight_offset", self.parts.get("added_offset"))
         if found is None:
-            raise CheckpointError(f"{self.name}: no weight_offset, which {self.label} needs")
+            raise CheckpointError(
+                f"{self.name}: weight_offset is missing, and {self.label} needs it; the checkpoint is incomplete"
+            )
         return found
 
     def _zero_point(self) -> np.ndarray | None:
@@ -230,7 +232,10 @@ class _Layer:
                 offset = sign * self._by_row(part, self.scale.shape[1])
                 lowest = -(2 ** (self.bits - 1))
                 if (offset != np.round(offset)).any() or offset.min() < lowest or offset.max() >= -lowest:
-                    raise CheckpointError(f"{self.parts[part]}: not all numbers are zero points of int{self.bits}")
+                    raise CheckpointError(
+                        f"{self.parts[part]}: not all values are zero points of int{self.bits}; "
+                        "the checkpoint is damaged"
+                    )
                 return offset.astype(np.int8) if offset.any() else None
         return None
 

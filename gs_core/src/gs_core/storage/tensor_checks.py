@@ -1,4 +1,4 @@
-"""What a checkpoint must hold for its quantized layers, checked by every format's reader."""
+"""Checks of tensors in a checkpoint: dtypes, shapes, and quantization parameters that belong to no layer."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -7,28 +7,28 @@ from gs_core.arrays import FLOAT_DTYPES
 from gs_core.errors import CheckpointError
 from gs_core.storage.tensors import DerivedTensor, StoredTensor
 
-SUFFIXES = frozenset({
+QUANTIZATION_PARAMETERS = frozenset({
     "weight_scale", "weight_scale_inv", "weight_global_scale", "weight_zero_point", "weight_packed", "weight_shape",
     "weight_offset", "weight_zp", "weight_g_idx", "input_scale", "input_global_scale", "input_zero_point",
     "input_offset", "input_zp", "deq_scale", "dequant_scale", "quant_bias", "smooth_scale", "clip_ratio",
     "left_trans", "right_trans", "k_scale", "v_scale", "kv_cache_scale", "kv_cache_offset", "t_scale", "t_zp",
     "qweight", "qzeros",
 })  # fmt: skip
-"""Last parts of the names of quantization parameters, in the formats of this project and in others."""
+"""Last parts of names of quantization parameters, in the formats of this project and in other formats."""
 FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
 CODES = "integer codes without scales, not weights"
 
 
 @dataclass(frozen=True)
-class Declared:
-    """A tensor that a scheme needs. squeezed: axes of one may be left out."""
+class TensorSpec:
+    """Dtypes and shapes that a scheme allows for a tensor. squeezed: axes of size 1 may be left out."""
 
     dtypes: Collection[str]
     shapes: Collection[tuple[int, ...]]
     squeezed: bool = False
 
     def check(self, tensor: StoredTensor | DerivedTensor) -> None:
-        """Raise ``CheckpointError`` for a tensor of another dtype or shape."""
+        """Raise ``CheckpointError`` if the tensor has another dtype or shape."""
         if tensor.dtype not in self.dtypes:
             wanted = " or ".join(self.dtypes)
             raise CheckpointError(f"{tensor.name} is {tensor.dtype}, its scheme needs {wanted}; the file is damaged")
@@ -37,7 +37,9 @@ class Declared:
             shape, shapes = _squeezed(shape), [_squeezed(each) for each in shapes]
         if shape not in shapes:
             wanted = " or ".join(str(list(each)) for each in self.shapes)
-            raise CheckpointError(f"{tensor.name} has shape {list(tensor.shape)}, its scheme needs {wanted}")
+            raise CheckpointError(
+                f"{tensor.name} has shape {list(tensor.shape)}, its scheme needs {wanted}; the file is damaged"
+            )
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -45,14 +47,13 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def check_unread(tensors: Mapping[str, StoredTensor | DerivedTensor]) -> None:
-    """Raise ``CheckpointError`` for tensors of a quantized layer that no reader has used.
+    """Raise ``CheckpointError`` for integer weights and for quantization parameters that no reader has used.
 
-    tensors: what remains once each quantized layer is a float weight: all of a float checkpoint. Integer weights and
-    quantization parameters must not be among them.
+    tensors: the tensors after each quantized layer was replaced by a float weight; all tensors of a float checkpoint.
     """
     for name, tensor in tensors.items():
         leaf = name.rpartition(".")[2]
-        if leaf in SUFFIXES:
+        if leaf in QUANTIZATION_PARAMETERS:
             raise CheckpointError(
                 f"{name} is a quantization parameter, but nothing in the folder says how its layer is quantized. "
                 "The quantization_config in config.json, the description file, or another tensor of the layer is "

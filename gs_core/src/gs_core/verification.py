@@ -11,14 +11,14 @@ from gs_core.probing import SAMPLES, TOKENS, on_few
 
 
 @dataclass
-class Proved:
-    """Result of ``apply_proved``.
+class VerifiedTransforms:
+    """Result of ``apply_verified``.
 
     Attributes:
-        applied: transforms as they were applied; the stored dtype of a norm may have rounded a scale.
-        dropped: transforms that were refused, each with the reason.
-        rounding_error: error of the block's output in working precision, relative to the float64 output: root of the
-            summed squared error over the summed squares. ``None`` if nothing was applied or there is no float64.
+        applied: the applied transforms. The stored dtype of a norm may have rounded their scales.
+        dropped: refused transforms, each with the reason.
+        rounding_error: error of the block's output in working precision relative to the float64 output:
+            ``sqrt(sum(error²) / sum(output²))``. ``None`` if nothing was applied or float64 is not available.
     """
 
     applied: list[Transform] = field(default_factory=list)
@@ -26,34 +26,34 @@ class Proved:
     rounding_error: float | None = None
 
 
-def apply_proved(block: Block, transforms: Sequence[Transform], batch: Batch) -> Proved:
-    """Apply the transforms that leave the block's function as it is.
+def apply_verified(block: Block, transforms: Sequence[Transform], batch: Batch) -> VerifiedTransforms:
+    """Apply the transforms that do not change the function of the block.
 
-    The function is verified in float64 (``Block.verifying``): with float64 parameters an equivalent block agrees to
-    1e-9 in every channel, however large other channels are. Then the transforms are applied in working precision, and
-    its rounding error is measured. All transforms are verified together first; if that fails, one at a time.
+    The block is verified in float64 (``Block.verifying``). With float64 parameters equivalent blocks agree to 1e-9 in
+    every channel, however large other channels are. All transforms are verified together; if that fails, one at a time.
+    Then they are applied in working precision, and the rounding error is measured.
 
     A few tokens of ``batch`` are enough, except for sites that receive only some tokens (experts): their transforms are
     verified on the whole batch.
     """
     if not transforms:
-        return Proved()
+        return VerifiedTransforms()
     with block.verifying():
         expected, few = _expected(block, transforms, batch)
         kept, dropped = _verified(block, transforms, expected, few)
-    proved = Proved(dropped=dropped)
+    verified = VerifiedTransforms(dropped=dropped)
     for transform in kept:
         try:
-            proved.applied.append(block.apply(transform)[0])
+            verified.applied.append(block.apply(transform)[0])
         except ValueError as error:
-            proved.dropped.append((transform, str(error)))
-    if proved.applied and dtype_name(expected) == "float64":
-        proved.rounding_error = relative_error(expected, block.run(*few)["hidden"]) ** 0.5
-    return proved
+            verified.dropped.append((transform, str(error)))
+    if verified.applied and dtype_name(expected) == "float64":
+        verified.rounding_error = relative_error(expected, block.run(*few)["hidden"]) ** 0.5
+    return verified
 
 
 def _expected(block: Block, transforms: Sequence[Transform], batch: Batch) -> tuple[Array, Batch]:
-    """The block's output before any transform, and the tokens it was computed on."""
+    """The block's output before the transforms, and the batch that it was computed on."""
     seen: Counter[str] = Counter()
 
     def run(tried: Batch) -> Array:
@@ -69,7 +69,7 @@ def _expected(block: Block, transforms: Sequence[Transform], batch: Batch) -> tu
 def _verified(
     block: Block, transforms: Sequence[Transform], expected: Array, few: Batch
 ) -> tuple[list[Transform], list[tuple[Transform, str]]]:
-    """Transforms that can be applied together, and the others with reasons. The block is left as it was."""
+    """Transforms that can be applied together, and the others with reasons. Leaves the block unchanged."""
     undos: list[Callable[[], None]] = []
 
     def undo(down_to: int) -> None:
@@ -84,7 +84,7 @@ def _verified(
             change = unexplained_change(expected, block.run(*few)["hidden"])
             if change <= EQUIVALENCE_TOLERANCE:
                 return None
-            why = f"the float block would change by {change:.1e} of a channel, over {EQUIVALENCE_TOLERANCE:.0e}"
+            why = f"a channel of the float block would change by {change:.1e}, more than {EQUIVALENCE_TOLERANCE:.0e}"
         except ValueError as error:
             why = str(error)
         undo(before)
@@ -104,7 +104,7 @@ def _verified(
 
 
 def _exact(transform: Transform, expected: Array) -> Transform:
-    """The transform in the precision that it is verified in."""
+    """The transform in the precision of the verification."""
     if isinstance(transform, ChannelScale) or dtype_name(expected) != "float64":
         return transform
     return replace(transform, map=transform.map.as_float64())

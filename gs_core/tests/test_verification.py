@@ -6,7 +6,7 @@ import pytest
 from gs_core import Block, ChannelScale, Fold
 from gs_core.arrays import RawTensor
 from gs_core.probing import SAMPLES, TOKENS
-from gs_core.proving import apply_proved
+from gs_core.verification import apply_verified
 
 FOLD = Fold("norm", ("everyone", "expert"), 4)
 
@@ -49,19 +49,21 @@ def batch() -> tuple[np.ndarray, dict[str, RawTensor] | None]:
     return np.arange(1, 1 + 4 * SAMPLES * 2 * TOKENS).reshape(4 * SAMPLES, 2 * TOKENS), None
 
 
-def test_a_few_tokens_prove_what_all_of_them_see(batch):
+def test_a_site_that_sees_all_tokens_is_verified_on_a_few(batch):
     block = Doubling(0, faulty=False)
     transform = ChannelScale(FOLD, np.ones(4, np.float32))
-    proved = apply_proved(block, [transform], batch)
-    assert (proved.applied, proved.dropped) == ([transform], [])
+    verified = apply_verified(block, [transform], batch)
+    assert (verified.applied, verified.dropped) == ([transform], [])
     assert set(block.ran) == {(SAMPLES, TOKENS)}
 
 
 @pytest.mark.parametrize("first", [5, SAMPLES * TOKENS, 7 * SAMPLES * TOKENS])
-def test_experts_are_proved_on_all_tokens(batch, first):
+def test_experts_are_verified_on_all_tokens(batch, first):
     """The few reach the expert in part, or not at all: its fault is found all the same."""
     block = Doubling(first, faulty=True)
     transform = ChannelScale(FOLD, np.ones(4, np.float32))
-    proved = apply_proved(block, [transform], batch)
-    assert proved.applied == [] and proved.dropped[0][0] is transform and "would change by" in proved.dropped[0][1]
+    verified = apply_verified(block, [transform], batch)
+    assert (
+        verified.applied == [] and verified.dropped[0][0] is transform and "would change by" in verified.dropped[0][1]
+    )
     assert block.ran[-1] == batch[0].shape and block.expert == 1.0
