@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gs_core import numerics
-from gs_core.measuring import TOKENS, Measured, Watcher
+from gs_core.measuring import ROWS, TOKENS, Measured, Watcher
 from gs_core.testing import HeldLayer
 from gs_schemas import SCHEMES
 
@@ -57,4 +57,25 @@ def test_the_error_is_that_of_the_layer_computed_as_an_engine_does(scheme, shift
     rounded = numerics.dequantize(numerics.quantize_weight(weight * scale, layer.args, "float32"))
     output = arrived @ rounded.T + bias + (0 if shift is None else weight @ shift)
     wanted = ((output - (X @ weight.T + bias)) ** 2).sum(axis=1).mean()
-    assert Measured.of(layer, watched(X, 3).result()).error(scale, shift) == pytest.approx(wanted, rel=1e-3)
+    assert Measured.of([layer], watched(X, 3).result(), shift).error(scale) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_errors_of_layers_that_share_a_site_add_up():
+    seen, scale = watched(X).result(), np.exp(random.standard_normal(24)).astype(np.float32)
+    layers = [
+        HeldLayer(random.standard_normal((rows, 24)).astype(np.float32), SCHEMES[scheme])
+        for rows, scheme in ((16, "W8A8"), (40, "W8A8_STATIC"), (24, "W8A8"))
+    ]
+    alone = sum(Measured.of([layer], seen).error(scale) for layer in layers)
+    assert Measured.of(layers, seen).error(scale) == pytest.approx(alone)
+
+
+@pytest.mark.parametrize("large", [0, 3], ids=["alike", "few rows have most of the error"])
+def test_some_rows_of_a_large_layer_tell_the_error_of_all(large):
+    seen, scale = watched(X).result(), np.exp(0.3 * random.standard_normal(24)).astype(np.float32)
+    weight = random.standard_normal((16 * ROWS, 24)).astype(np.float32)
+    weight[5 : 5 + large] *= 100
+    every = [HeldLayer(weight[start::16], SCHEMES["W8A8"]) for start in range(16)]
+    whole = Measured.of([HeldLayer(weight, SCHEMES["W8A8"])], seen)
+    assert ROWS <= whole.parts[0].weight.shape[0] < 2 * ROWS
+    assert whole.error(scale) == pytest.approx(Measured.of(every, seen).error(scale), rel=0.1)

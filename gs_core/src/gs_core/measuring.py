@@ -1,5 +1,6 @@
-"""What a scale would do to the layers of a site, told from a sample: no block has to run for each that is tried."""
+"""How a scale changes the outputs of a site's layers, estimated from a sample. No block runs for a candidate."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gs_core import numerics
@@ -10,8 +11,9 @@ from gs_schemas import QuantizationArgs
 
 TOKENS = 512
 """Tokens of a site to measure with."""
-WEIGHTS = 2**19
-"""Weights of a layer to measure with: whole rows, evenly spread."""
+ROWS, LARGEST = 160, 32
+"""Rows of a layer's weight to measure with: the largest, and a sample of the others. A weight with fewer than twice as
+many is measured whole."""
 
 
 @dataclass(frozen=True)
@@ -47,40 +49,94 @@ class Watcher(Accumulator):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A layer and what arrives there; of its weight only some rows ``(rows, features)``."""
+class _Part:
+    """A layer and some rows of its weight.
+
+    weight: float32 ``(rows, features)``. counts: how many rows of the layer each stands for, ``(rows,)``. wanted: their
+    outputs for the float tokens, ``(count, rows)``. All candidates are compared with them.
+    """
 
     layer: Layer
-    seen: Seen
     weight: Array
+    counts: Array
+    wanted: Array
 
     @classmethod
-    def of(cls, layer: Layer, seen: Seen) -> "Measured":
+    def of(cls, layer: Layer, tokens: Array) -> "_Part":
         weight = layer.view()
-        if layer.args.granularity in ("group", "channel"):  # else rows share a scale, and stay together
-            weight = weight[:: max(1, weight.shape[0] * weight.shape[1] // WEIGHTS), :]
-        return cls(layer, seen, weight)
+        xp = namespace(weight)
+        counts = xp.ones_like(weight[:, 0])
+        # Rows of other granularities share a scale, so all are needed.
+        if layer.args.granularity in ("group", "channel") and weight.shape[0] >= 2 * ROWS:
+            kept, counts = _sample(weight)
+            weight = xp.take(weight, kept, axis=0)
+        return cls(layer, weight, counts, tokens @ weight.T)
 
-    def error(self, scale: Array, shift: Array | None = None) -> float:
-        """Squared error of a token's output when it arrives as ``(x - shift) / scale``, ``(features,)`` each, and both
-        it and the weight are quantized."""
-        layer, inputs = self.layer, self.layer.scheme.inputs
-        centred = self.seen.tokens if shift is None else self.seen.tokens - shift
-        tokens = centred / scale
-        if inputs is not None:
-            static = () if inputs.dynamic else self._static(tokens, scale, shift, inputs)
-            tokens = numerics.fake_quantize(tokens, inputs, *static)
-        weight = numerics.dequantize(numerics.quantize_weight(self.weight * scale, layer.args, layer.dtype))
-        wrong = tokens @ weight.T - centred @ self.weight.T
-        return float(namespace(wrong).mean(wrong * wrong)) * layer.shape[0]
+    def error(self, tokens: Array, scale: Array) -> float:
+        args, dtype = self.layer.args, self.layer.dtype
+        weight = numerics.dequantize(numerics.quantize_weight(self.weight * scale, args, dtype))
+        wrong = tokens @ weight.T
+        wrong -= self.wanted
+        wrong *= wrong
+        wrong *= self.counts
+        return float(namespace(wrong).sum(wrong)) / tokens.shape[0]
 
-    def _static(
-        self, tokens: Array, scale: Array, shift: Array | None, args: QuantizationArgs
-    ) -> tuple[Array, Array | None]:
-        """The parameters that the line will choose, as far as the sample tells; it includes both ends."""
+
+def _sample(weight: Array) -> tuple[Array, Array]:
+    """``ROWS`` or a few more rows of ``weight``, and how many rows each stands for, ``(n,)`` both.
+
+    The error of a row is roughly proportional to its square. A few large rows can have most of the error of all, so the
+    largest are always kept. The others are sampled at even distances in order of size.
+    """
+    xp = namespace(weight)
+    order = xp.argsort(-xp.sum(weight * weight, axis=1))
+    others = order[LARGEST :: (weight.shape[0] - LARGEST) // (ROWS - LARGEST)]
+    each = (weight.shape[0] - LARGEST) / others.shape[0]
+    counts = xp.concat([xp.ones_like(weight[:LARGEST, 0]), xp.full_like(weight[: others.shape[0], 0], each)])
+    return xp.concat([order[:LARGEST], others]), counts
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Layers that share a site, and the tokens that arrive there.
+
+    shift: what is subtracted from every token ``(features,)``, or ``None``. centred: the tokens after that
+    ``(count, features)``.
+    """
+
+    seen: Seen
+    shift: Array | None
+    centred: Array
+    parts: Sequence[_Part]
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer], seen: Seen, shift: Array | None = None) -> "Measured":
+        centred = seen.tokens if shift is None else seen.tokens - shift
+        return cls(seen, shift, centred, [_Part.of(layer, centred) for layer in layers])
+
+    def error(self, scale: Array) -> float:
+        """Squared error of a token's outputs, summed over all layers, when it arrives as ``(x - shift) / scale``,
+        ``(features,)`` each, and both it and the weights are quantized."""
+        arrived, found = self.centred / scale, 0.0
+        quantized: dict[tuple[QuantizationArgs | None, str], Array] = {}
+        for part in self.parts:
+            key = part.layer.scheme.inputs, part.layer.dtype
+            if key not in quantized:
+                quantized[key] = self._quantized(arrived, scale, *key)
+            found += part.error(quantized[key], scale)
+        return found
+
+    def _quantized(self, tokens: Array, scale: Array, args: QuantizationArgs | None, dtype: str) -> Array:
+        if args is None:
+            return tokens
+        static = () if args.dynamic else self._static(tokens, scale, args, dtype)
+        return numerics.fake_quantize(tokens, args, *static)
+
+    def _static(self, tokens: Array, scale: Array, args: QuantizationArgs, dtype: str) -> tuple[Array, Array | None]:
+        """The parameters that the pipeline will choose, estimated from the sample and both ends of all tokens."""
         xp = namespace(tokens)
         limits = limits_of(args)
-        ends = [end if shift is None else end - shift for end in (self.seen.low, self.seen.high)]
+        ends = [end if self.shift is None else end - self.shift for end in (self.seen.low, self.seen.high)]
         limits.update(xp.concat([tokens, *(xp.expand_dims(end / scale, axis=0) for end in ends)]))
-        static = static_input(limits, tokens, args, numerics.scale_dtype(args, self.layer.dtype))
+        static = static_input(limits, tokens, args, numerics.scale_dtype(args, dtype))
         return static.scale, static.zero_point

@@ -1,6 +1,7 @@
 """The stage plugin: a shift where biases can take it, and a scale by search, for every fold of a block."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from gs_core import Accumulator, Algorithm, Array, Block, ChannelScale, Fold, Layer, Site, hookimpl, namespace
@@ -8,7 +9,9 @@ from gs_core.measuring import Measured, Seen, Watcher
 from gs_schemas import QuantizationScheme
 
 STEPS, LARGEST = 60, 2.0**10
-"""Thresholds to try: this many in even ratios, from the largest magnitude of any channel down to a part of it."""
+"""Thresholds: this many in even ratios, from the largest magnitude of any channel down to a part of it."""
+STRIDE = 3
+"""Every third threshold is tried first, then those around the best."""
 
 
 class OutlierSuppressionPlus(Algorithm):
@@ -20,28 +23,33 @@ class OutlierSuppressionPlus(Algorithm):
 
     @hookimpl
     def smooth(self, block: Block, layers: Sequence[Layer], observed: Mapping[str, Any]) -> list[ChannelScale]:
-        found = []
-        for fold in block.folds():
-            seen = {site: observed[site] for site in fold.sites if site in observed}
-            measured = [Measured.of(layer, seen[layer.site]) for layer in layers if layer.site in seen]
-            if measured:
-                found.append(_search(fold, list(seen.values()), measured))
-        return found
+        sites: dict[str, list[Layer]] = {}
+        for layer in layers:
+            if layer.site in observed:
+                sites.setdefault(layer.site, []).append(layer)
+        folds = [(fold, {site: sites[site] for site in fold.sites if site in sites}) for fold in block.folds()]
+        return [_search(fold, layers, observed) for fold, layers in folds if layers]
 
 
-def _search(fold: Fold, seen: Sequence[Seen], measured: Sequence[Measured]) -> ChannelScale:
-    """The middle of each channel, and the scale of the threshold with which the layers compute best."""
-    low, high = _ends(fold, seen)
+def _search(fold: Fold, layers: Mapping[str, Sequence[Layer]], observed: Mapping[str, Seen]) -> ChannelScale:
+    """The middle of each channel, and the scale of the threshold that leaves the layers the least error. ``layers`` by
+    site."""
+    low, high = _ends(fold, [observed[site] for site in fold.sites if site in observed])
     xp = namespace(low)
     shift = (low + high) / 2 if fold.shifts else None
     magnitude = (high - low) / 2 if fold.shifts else xp.maximum(xp.abs(low), xp.abs(high))
     spread = None if shift is None else fold.expand(shift)
+    measured = [Measured.of(layers[site], observed[site], spread) for site in layers]
+    scales = _scales(magnitude)
 
-    def cost(scale: Array) -> float:
-        expanded = fold.expand(scale)
-        return sum(layer.error(expanded, spread) for layer in measured)
+    @cache
+    def cost(number: int) -> float:
+        expanded = fold.expand(scales[number])
+        return sum(site.error(expanded) for site in measured)
 
-    return ChannelScale(fold, min(_scales(magnitude), key=cost), shift)
+    best = min(range(0, len(scales), STRIDE), key=cost)
+    near = range(max(0, best - STRIDE + 1), min(len(scales), best + STRIDE))
+    return ChannelScale(fold, scales[min(near, key=cost)], shift)
 
 
 def _ends(fold: Fold, seen: Sequence[Seen]) -> tuple[Array, Array]:

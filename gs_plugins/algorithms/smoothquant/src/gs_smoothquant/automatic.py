@@ -22,11 +22,11 @@ def search(
     fold: Fold, layers: Mapping[str, Sequence[Layer]], seen: Mapping[str, Seen], scale: Callable[[float], Array]
 ) -> Array:
     """The best of the scales ``(channels,)`` that ``scale`` gives for each alpha. ``layers`` and ``seen`` by site."""
-    measured = [Measured.of(layer, seen[site]) for site in layers for layer in layers[site]]
+    measured = [Measured.of(layers[site], seen[site]) for site in layers]
 
     def cost(candidate: Array) -> float:
         expanded = fold.expand(candidate)
-        return sum(layer.error(expanded) for layer in measured)
+        return sum(site.error(expanded) for site in measured)
 
     usual, best = scale(USUAL), min((on_grid(scale(alpha)) for alpha in ALPHAS), key=cost)
     return best if cost(best) <= MARGIN * cost(usual) else usual
