@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from gs_core.arrays import Array, device, namespace
 from gs_schemas import QuantizationArgs
 
-SLICE = 2**18
-"""Elements to work on at a time on a processor: what an expression leaves behind then stays in the cache, and in
-memory that the allocator has at hand. Fresh memory for a whole layer costs several times the arithmetic on it."""
+SLICE = 2**17
+"""Elements to work on at a time on a processor. Intermediate results, half a MiB each, then stay in the cache, and the
+allocator reuses their memory. Fresh memory for a whole layer costs several times the arithmetic."""
 
 
 def slices(x: Array, height: int = 1) -> Iterator[tuple[slice, slice]]:

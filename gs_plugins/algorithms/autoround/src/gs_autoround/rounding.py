@@ -37,6 +37,7 @@ class Rounding:
         self._values = values * self.sign[..., None]
         # Rows to work on at a time, so that what an expression leaves behind stays in the cache.
         self._slices = [rows for rows, _ in numerics.slices(self._values.flatten(1))]
+        self._first: torch.Tensor | None = None  # the offsets it starts from, where they are not zero
         if start is None:
             low, high = numerics.minmax(self._values)
             # An asymmetric range always holds zero.
@@ -47,8 +48,9 @@ class Rounding:
             self._low, self._high = _covered(start)
             self.keep_low = torch.ones_like(self._low)
             self.offset = self._offsets_to(start)
+            self._first = self.offset.clone()
         self.keep_high = self.keep_low.clone()
-        self._first = self.offset.clone()
+        self._rounded = torch.empty_like(self._values)
         self._pace = None if importance is None else numerics.split(_pace(importance).expand(self._shape), self.args)
         self.refresh()
 
@@ -76,32 +78,34 @@ class Rounding:
     # --- forwards --------------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Compute ``weight``, float32 ``(out, in)``, a leaf that collects a gradient."""
+        """Compute ``weight``, float32 ``(out, in)``, a leaf that collects a gradient. Its memory is used again by the
+        next call."""
         low, high = self._low * self.keep_low, self._high * self.keep_high
         self.scale, self.zero_point = numerics.scale_from_range(low, high, self.args, self._dtype)
-        values = torch.empty_like(self._values)
         for rows in self._slices:
-            codes, _, _ = self._encode(rows)
+            codes, _ = self._unclipped(rows)
             scale, zero_point = self._grid(rows)
-            values[rows] = (codes - zero_point) * (scale * self.sign[rows, :, None])
-        self.weight = numerics.join(values, self._shape, self.args).requires_grad_()
+            codes.clamp_(self.args.number.minimum, self.args.number.maximum)
+            if zero_point is not None:
+                codes -= zero_point
+            torch.mul(codes, scale * self.sign[rows, :, None], out=self._rounded[rows])
+        self.weight = numerics.join(self._rounded, self._shape, self.args).requires_grad_()
 
-    def _grid(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor | float]:
-        zero_point = 0.0 if self.zero_point is None else self.zero_point[rows, :, None]
+    def _grid(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
+        zero_point = None if self.zero_point is None else self.zero_point[rows, :, None]
         return self.scale[rows, :, None].float(), zero_point
 
-    def _encode(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Codes, whether each is what it would be without clipping, and the weights in steps of their scale."""
+    def _unclipped(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes before they are clipped to the number's range, and the weights in steps of their scale."""
         scale, zero_point = self._grid(rows)
         steps = self._values[rows] / scale
-        wanted = torch.round(steps + self.offset[rows]) + zero_point
-        codes = wanted.clamp(self.args.number.minimum, self.args.number.maximum)
-        return codes, codes == wanted, steps
+        codes = (steps + self.offset[rows]).round_()
+        return codes if zero_point is None else codes.add_(zero_point), steps
 
     def tensor(self) -> QuantizedTensor:
         """The layer as it is rounded now: codes and scales are those that ``weight`` was computed with."""
-        dtype = numerics.code_dtype(self.args)
-        codes = torch.cat([astype(self._encode(rows)[0], dtype) for rows in self._slices])
+        dtype, limits = numerics.code_dtype(self.args), (self.args.number.minimum, self.args.number.maximum)
+        codes = torch.cat([astype(self._unclipped(rows)[0].clamp_(*limits), dtype) for rows in self._slices])
         scale = self.scale * self.sign.to(self.scale.dtype)
         zero_point = None if self.zero_point is None else astype(self.zero_point, dtype)
         return QuantizedTensor(numerics.join(codes, self._shape, self.args), scale, zero_point, self.args)
@@ -116,19 +120,37 @@ class Rounding:
         """
         if self.weight.grad is None:
             return
-        gradient = numerics.split(self.weight.grad, self.args) * self.sign[..., None]
+        gradient = numerics.split(self.weight.grad, self.args)
         to_scale, to_zero_point = torch.zeros_like(self._low), torch.zeros_like(self._low)
         for rows in self._slices:
-            codes, free, steps = self._encode(rows)
+            codes, steps = self._unclipped(rows)
             scale, zero_point = self._grid(rows)
-            passed = gradient[rows] * free
-            to_scale[rows] = (gradient[rows] * (codes - zero_point) - passed * steps).sum(-1)
-            to_zero_point[rows] = ((passed - gradient[rows]) * scale).sum(-1)
-            self.offset[rows] -= step * passed.sign() * (1.0 if self._pace is None else self._pace[rows])
-        self.offset.clamp_(self._first - LARGEST_OFFSET, self._first + LARGEST_OFFSET)
+            clipped = codes.clamp(self.args.number.minimum, self.args.number.maximum)
+            # 1.0 where a code is not clipped. In float32, because products with booleans are eight times as slow.
+            passed = torch.eq(codes, clipped, out=codes)
+            turned = gradient[rows] * self.sign[rows, :, None]
+            passed *= turned
+            if zero_point is not None:
+                clipped -= zero_point
+                to_zero_point[rows] = (passed - turned).sum(-1) * scale[..., 0]
+            turned *= clipped
+            to_scale[rows] = turned.addcmul_(passed, steps, value=-1).sum(-1)
+            self._move(rows, passed.sign_(), step)
         outermost = 2 * step / (self.args.number.maximum - self.args.number.minimum)
         for keep, slope in zip((self.keep_low, self.keep_high), self._to_range(to_scale, to_zero_point), strict=True):
             keep.sub_(outermost * slope.sign()).clamp_(*RANGE)
+
+    def _move(self, rows: slice, sign: torch.Tensor, step: float) -> None:
+        """Move offsets against the sign of their gradient, by at most ``LARGEST_OFFSET`` from the first."""
+        offset = self.offset[rows]
+        if self._pace is None:
+            offset.sub_(sign, alpha=step)
+        else:
+            offset.addcmul_(sign, self._pace[rows], value=-step)
+        if self._first is None:
+            offset.clamp_(-LARGEST_OFFSET, LARGEST_OFFSET)
+        else:
+            offset.clamp_(self._first[rows] - LARGEST_OFFSET, self._first[rows] + LARGEST_OFFSET)
 
     def _to_range(self, to_scale: torch.Tensor, to_zero_point: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """From gradients of scale and zero point to those of ``keep_low`` and ``keep_high``."""
