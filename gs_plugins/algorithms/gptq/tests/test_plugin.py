@@ -214,6 +214,14 @@ def test_sweeps_lower_the_output_error_at_every_width(quantized, weight, x, outp
     assert errors[2] < errors[1] < errors[0]
 
 
+@pytest.mark.parametrize(("format", "usual"), [("int4", 1), ("int8", 0), ("fp8_e4m3", 1)])
+def test_by_default_only_integers_of_eight_bits_are_not_swept(quantized, weight, x, format, usual):
+    args = QuantizationArgs(format=format, granularity="channel")
+    found = quantized(weight, x, args)
+    assert same(found, quantized(weight, x, args, sweeps=usual))
+    assert not same(found, quantized(weight, x, args, sweeps=1 - usual))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

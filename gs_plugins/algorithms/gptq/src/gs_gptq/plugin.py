@@ -52,7 +52,7 @@ class Options(Strict):
         error, each feature weighed by its conditional variance.
     signed_scales: symmetric scales of up to four bits may be negative (``gs_gptq.scales``).
     sweeps: how many times all codes and the scales of groups are looked at once more when the last is known. Each
-        costs the products of two first passes.
+        costs the products of two first passes. None is 1, and 0 for integers of eight bits, which gain next to nothing.
     guided: sweeps weigh the errors of a layer's outputs together, by what they do to the model's predictions
         (``gs_gptq.guided``). The float model runs over a part of the data and back, and each block back once more; a
         matrix as large as its outputs squared is held for each layer of a block.
@@ -67,7 +67,7 @@ class Options(Strict):
     block_size: int = Field(512, gt=0)
     observer: str = Field("hessian", pattern="^(scheme|hessian)$")
     signed_scales: bool = True
-    sweeps: int = Field(1, ge=0)
+    sweeps: int | None = Field(None, ge=0)
     guided: bool = False
     asymmetric: bool = False
 
@@ -225,7 +225,7 @@ class GPTQ(Algorithm):
             rest[:, a:b] = xp.take(transposed(weight[a:b, :]), site.order, axis=0)
         del weight
         free = None if static else choose
-        codes = solve(rest, site.factors, groups, grid, self.options.block_size, free, self.options.sweeps, coupled)
+        codes = solve(rest, site.factors, groups, grid, self.options.block_size, free, self._sweeps(args), coupled)
         del rest
         return QuantizedTensor(
             transposed(xp.take(xp.permute_dims(codes, (1, 0)), position, axis=0), grid.code_dtype),
@@ -233,6 +233,12 @@ class GPTQ(Algorithm):
             args,
             astype(group_of, "int32") if self.options.act_order and not static else None,
         )
+
+    def _sweeps(self, args: QuantizationArgs) -> int:
+        if self.options.sweeps is not None:
+            return self.options.sweeps
+        # Only sweeps use what ``guided`` knows, so it always has one.
+        return 1 if self.options.guided or not args.number.is_integer or args.bits < 8 else 0
 
 
 def _groups(layers: list[Layer]) -> list[list[Layer]]:
