@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gs_core import numerics
-from gs_core.measuring import ROWS, TOKENS, Measured, Watcher
+from gs_core.measuring import ROWS, TOKENS, HeldOutWatcher, Measured, Watcher
 from gs_core.testing import HeldLayer
 from gs_schemas import SCHEMES
 
@@ -35,6 +35,27 @@ def test_what_was_seen_scales_with_the_channels():
     assert watcher.rescale(scale)
     for got, wanted in zip(vars(watcher.result()).values(), vars(watched(X / scale).result()).values(), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+def test_held_out_tokens_take_no_part_in_the_ends():
+    x = np.arange(1, 4001, dtype=np.float32)[:, None]
+    watcher = HeldOutWatcher()
+    for part in np.array_split(x, 4):
+        watcher.update(part)
+    assert watcher.rescale(np.array([2.0], np.float32))
+    seen = watcher.result()
+    assert (seen.low, seen.high) == (0.5, 2000)
+    held_out = seen.held_out
+    assert 400 < len(held_out.tokens) < 600, "an eighth of 4000"
+    others = np.setdiff1d(x / 2, held_out.tokens)
+    assert (held_out.low, held_out.high) == (others.min(), others.max())
+
+
+def test_without_tokens_to_hold_out_all_tokens_are_used():
+    watcher = HeldOutWatcher()
+    watcher.update(np.ones((1, 3), np.float32))
+    seen = watcher.result()
+    assert seen.held_out is seen
 
 
 @pytest.mark.parametrize("shifted", [False, True], ids=["scale", "shift and scale"])

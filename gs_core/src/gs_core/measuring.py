@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from gs_core import numerics
 from gs_core.arrays import Array, namespace
 from gs_core.interfaces import Accumulator, Layer
-from gs_core.observers import Range, Sample, limits_of, static_input
+from gs_core.observers import Range, Sample, limits_of, static_input, take_rows
 from gs_schemas import QuantizationArgs
 
 TOKENS = 512
 """Tokens of a site to measure with."""
+HELD_OUT = 1 / 8
+"""Share of the tokens that take no part in choosing a static range, and measure it."""
 ROWS, LARGEST = 160, 32
 """Rows of a layer's weight to measure with: the largest, and a sample of the others. A weight with fewer than twice as
 many is measured whole."""
@@ -30,6 +34,22 @@ class Seen:
         xp = namespace(self.low)
         return xp.maximum(xp.abs(self.low), xp.abs(self.high))
 
+    @property
+    def held_out(self) -> "Seen":
+        """The same site with tokens that its ends were not taken from, where the watcher kept such tokens."""
+        return self
+
+
+@dataclass(frozen=True)
+class SeenWithHeldOut(Seen):
+    """``Seen`` of all tokens. other: some held-out tokens, and both ends of the values of all other tokens."""
+
+    other: Seen
+
+    @property
+    def held_out(self) -> Seen:
+        return self.other
+
 
 class Watcher(Accumulator):
     """Collects ``Seen``."""
@@ -46,6 +66,38 @@ class Watcher(Accumulator):
 
     def result(self) -> Seen:
         return Seen(self._sample.result(), *self._ends.result())
+
+
+class HeldOutWatcher(Accumulator):
+    """Collects ``SeenWithHeldOut``.
+
+    A static scale is chosen on calibration tokens and meets other tokens later. Some of their values lie outside its
+    range and are clipped. The error on tokens that took no part in choosing the range includes this clipping.
+    """
+
+    def __init__(self) -> None:
+        self._random = np.random.default_rng(0)
+        self._all, self._ends, self._held_out = Watcher(), Range(), Sample(TOKENS)
+        self._filled: list[Accumulator] = [self._all]
+
+    def update(self, x: Array) -> None:
+        held_out = self._random.random(x.shape[0]) < HELD_OUT
+        self._all.update(x)
+        for accumulator, rows in ((self._ends, ~held_out), (self._held_out, held_out)):
+            if rows.any():
+                accumulator.update(take_rows(x, np.flatnonzero(rows)))
+                if accumulator not in self._filled:
+                    self._filled.append(accumulator)
+
+    def rescale(self, scale: Array) -> bool:
+        return min([accumulator.rescale(scale) for accumulator in self._filled])
+
+    def result(self) -> Seen:
+        seen = self._all.result()
+        if len(self._filled) < 3:  # an expert that very few tokens reached
+            return seen
+        held_out = Seen(self._held_out.result(), *self._ends.result())
+        return SeenWithHeldOut(seen.tokens, seen.low, seen.high, held_out)
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class Sample(Accumulator):
     def update(self, x: Array) -> None:
         drawn = self._random.random(x.shape[0])
         chosen = np.flatnonzero(drawn < min(self._limit, _smallest(drawn, self._size)))
-        self._rows.append(_take(x, chosen))
+        self._rows.append(take_rows(x, chosen))
         self._drawn = np.concatenate([self._drawn, drawn[chosen]])
         if len(self._drawn) > 2 * self._size:
             self._trim()
@@ -103,7 +103,7 @@ class Sample(Accumulator):
     def _trim(self) -> None:
         self._limit = min(self._limit, _smallest(self._drawn, self._size))
         chosen = np.flatnonzero(self._drawn < self._limit)
-        self._rows = [_take(namespace(self._rows[0]).concat(self._rows, axis=0), chosen)]
+        self._rows = [take_rows(namespace(self._rows[0]).concat(self._rows, axis=0), chosen)]
         self._drawn = self._drawn[chosen]
 
     def rescale(self, scale: Array) -> bool:
@@ -124,7 +124,7 @@ def _smallest(drawn: np.ndarray, count: int) -> float:
     return float(np.partition(drawn, count)[count]) if len(drawn) > count else 1.0
 
 
-def _take(x: Array, rows: np.ndarray) -> Array:
+def take_rows(x: Array, rows: np.ndarray) -> Array:
     """A copy: a view would keep every activation of every batch in memory."""
     xp = namespace(x)
     return xp.take(x, xp.asarray(rows, device=device(x)), axis=0)

@@ -20,16 +20,17 @@ decide between two alphas that are as good."""
 
 def search(
     fold: Fold, layers: Mapping[str, Sequence[Layer]], seen: Mapping[str, Seen], scale: Callable[[float], Array]
-) -> Array:
-    """The best of the scales ``(channels,)`` that ``scale`` gives for each alpha. ``layers`` and ``seen`` by site."""
+) -> float:
+    """The best alpha, by the error of the scales ``(channels,)`` that ``scale`` gives. ``layers``, ``seen``: by site."""
     measured = [Measured.of(layers[site], seen[site]) for site in layers]
 
-    def cost(candidate: Array) -> float:
-        expanded = fold.expand(candidate)
+    def cost(alpha: float) -> float:
+        expanded = fold.expand(on_grid(scale(alpha)))
         return sum(site.error(expanded) for site in measured)
 
-    usual, best = scale(USUAL), min((on_grid(scale(alpha)) for alpha in ALPHAS), key=cost)
-    return best if cost(best) <= MARGIN * cost(usual) else usual
+    costs = {alpha: cost(alpha) for alpha in ALPHAS}
+    best = min(costs, key=costs.__getitem__)
+    return best if costs[best] <= MARGIN * costs[USUAL] else USUAL
 
 
 def on_grid(scale: Array) -> Array:

@@ -23,10 +23,10 @@ from gs_core import (
     namespace,
 )
 from gs_core.interfaces import Transform
-from gs_core.measuring import Watcher
+from gs_core.measuring import HeldOutWatcher, Watcher
 from gs_core.observers import ChannelMaxima
 from gs_schemas import QuantizationScheme
-from gs_smoothquant.automatic import search
+from gs_smoothquant.automatic import USUAL, on_grid, search
 
 SMALLEST = 1e-5
 
@@ -64,7 +64,9 @@ class SmoothQuant(Algorithm):
     def observe(self, site: Site, scheme: QuantizationScheme) -> Accumulator | None:
         if scheme.inputs is None:
             return None
-        return Watcher() if self.options.alpha == "auto" else ChannelMaxima()
+        if self.options.alpha != "auto":
+            return ChannelMaxima()
+        return Watcher() if scheme.inputs.dynamic else HeldOutWatcher()
 
     @hookimpl
     def smooth(self, block: Block, layers: Sequence[Layer], observed: Mapping[str, Any]) -> list[Transform]:
@@ -87,16 +89,21 @@ class SmoothQuant(Algorithm):
         """One scale for each free channel: over all the sites and layers that must share it, ``(channels,)``."""
         layers = {site: weights[site] for site in fold.sites if site in weights}
         observed = {site: seen[site] for site in layers}
-        auto = self.options.alpha == "auto"
-        activation = fold.reduce_max([x.maxima if auto else x for x in observed.values()])
         weight = fold.reduce_max([_column_maxima(layer) for site in layers for layer in layers[site]])
-        xp = namespace(activation)
-        activation, weight = xp.clip(activation, min=SMALLEST), xp.clip(weight, min=SMALLEST)
+        if self.options.alpha != "auto":
+            return _balanced(fold.reduce_max(list(observed.values())), weight, self.options.alpha)
+        rest = {site: x.held_out for site, x in observed.items()}
+        maxima, maxima_of_rest = (fold.reduce_max([x.maxima for x in each.values()]) for each in (observed, rest))
+        alpha = search(fold, layers, rest, lambda alpha: _balanced(maxima_of_rest, weight, alpha))
+        scale = _balanced(maxima, weight, alpha)
+        return scale if alpha == USUAL else on_grid(scale)
 
-        def scale(alpha: float) -> Array:
-            return xp.clip(activation**alpha / weight ** (1.0 - alpha), min=SMALLEST)
 
-        return search(fold, layers, observed, scale) if auto else scale(self.options.alpha)
+def _balanced(activation: Array, weight: Array, alpha: float) -> Array:
+    """The scale of each channel from the largest magnitudes of its activations and weights, ``(channels,)`` all."""
+    xp = namespace(activation)
+    activation, weight = xp.clip(activation, min=SMALLEST), xp.clip(weight, min=SMALLEST)
+    return xp.clip(activation**alpha / weight ** (1.0 - alpha), min=SMALLEST)
 
 
 def _column_maxima(layer: Layer) -> Array:
