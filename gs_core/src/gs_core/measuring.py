@@ -22,11 +22,15 @@ many is measured whole."""
 
 @dataclass(frozen=True)
 class Seen:
-    """Of a site: some ``tokens`` ``(count, features)``, and both ends of all tokens' values ``(features,)``."""
+    """Of a site: some ``tokens`` ``(count, features)``, and both ends of all tokens' values ``(features,)``.
+
+    range_tokens: the tokens that a static range is chosen on, ``(count, features)``; ``tokens`` if None.
+    """
 
     tokens: Array
     low: Array
     high: Array
+    range_tokens: Array | None = None
 
     @property
     def maxima(self) -> Array:
@@ -44,11 +48,11 @@ class Seen:
 class SeenWithHeldOut(Seen):
     """``Seen`` of all tokens. other: some held-out tokens, and both ends of the values of all other tokens."""
 
-    other: Seen
+    other: Seen | None = None
 
     @property
     def held_out(self) -> Seen:
-        return self.other
+        return self.other or self
 
 
 class Watcher(Accumulator):
@@ -77,13 +81,13 @@ class HeldOutWatcher(Accumulator):
 
     def __init__(self) -> None:
         self._random = np.random.default_rng(0)
-        self._all, self._ends, self._held_out = Watcher(), Range(), Sample(TOKENS)
+        self._all, self._kept, self._held_out = Watcher(), Watcher(), Sample(TOKENS)
         self._filled: list[Accumulator] = [self._all]
 
     def update(self, x: Array) -> None:
         held_out = self._random.random(x.shape[0]) < HELD_OUT
         self._all.update(x)
-        for accumulator, rows in ((self._ends, ~held_out), (self._held_out, held_out)):
+        for accumulator, rows in ((self._kept, ~held_out), (self._held_out, held_out)):
             if rows.any():
                 accumulator.update(take_rows(x, np.flatnonzero(rows)))
                 if accumulator not in self._filled:
@@ -96,8 +100,9 @@ class HeldOutWatcher(Accumulator):
         seen = self._all.result()
         if len(self._filled) < 3:  # an expert that very few tokens reached
             return seen
-        held_out = Seen(self._held_out.result(), *self._ends.result())
-        return SeenWithHeldOut(seen.tokens, seen.low, seen.high, held_out)
+        kept = self._kept.result()
+        held_out = Seen(self._held_out.result(), kept.low, kept.high, kept.tokens)
+        return SeenWithHeldOut(seen.tokens, seen.low, seen.high, None, held_out)
 
 
 @dataclass(frozen=True)
@@ -181,14 +186,17 @@ class Measured:
     def _quantized(self, tokens: Array, scale: Array, args: QuantizationArgs | None, dtype: str) -> Array:
         if args is None:
             return tokens
-        static = () if args.dynamic else self._static(tokens, scale, args, dtype)
+        static = () if args.dynamic else self._static(scale, args, dtype)
         return numerics.fake_quantize(tokens, args, *static)
 
-    def _static(self, tokens: Array, scale: Array, args: QuantizationArgs, dtype: str) -> tuple[Array, Array | None]:
-        """The parameters that the pipeline will choose, estimated from the sample and both ends of all tokens."""
-        xp = namespace(tokens)
+    def _static(self, scale: Array, args: QuantizationArgs, dtype: str) -> tuple[Array, Array | None]:
+        """The parameters that the pipeline will choose, estimated from some tokens and both ends of all."""
+        seen, xp = self.seen, namespace(scale)
         limits = limits_of(args)
-        ends = [end if self.shift is None else end - self.shift for end in (self.seen.low, self.seen.high)]
-        limits.update(xp.concat([tokens, *(xp.expand_dims(end / scale, axis=0) for end in ends)]))
+        tokens, *ends = (
+            (x if self.shift is None else x - self.shift) / scale
+            for x in (seen.tokens if seen.range_tokens is None else seen.range_tokens, seen.low, seen.high)
+        )
+        limits.update(xp.concat([tokens, *(xp.expand_dims(end, axis=0) for end in ends)]))
         static = static_input(limits, tokens, args, numerics.scale_dtype(args, dtype))
         return static.scale, static.zero_point

@@ -21,7 +21,12 @@ decide between two alphas that are as good."""
 def search(
     fold: Fold, layers: Mapping[str, Sequence[Layer]], seen: Mapping[str, Seen], scale: Callable[[float], Array]
 ) -> float:
-    """The best alpha, by the error of the scales ``(channels,)`` that ``scale`` gives. ``layers``, ``seen``: by site."""
+    """The alpha with the least error.
+
+    Args:
+        layers, seen: by site.
+        scale: gives the scale ``(channels,)`` of an alpha.
+    """
     measured = [Measured.of(layers[site], seen[site]) for site in layers]
 
     def cost(alpha: float) -> float:
