@@ -49,10 +49,10 @@ class Measured:
 
 
 MODELS = {
-    "tiny-llama": Measured(lambda work: DATA / "tiny-llama", 32, 256, 32),
-    "tiny-llama-outliers": Measured(lambda work: DATA / "tiny-llama-outliers", 32, 256, 32),
-    "smollm2": Measured(lambda work: smollm2(), 8, 256, 16),
-    "gemma-shaped": Measured(lambda work: gemma_shaped(work / "gemma-shaped"), 8, 256, 16),
+    "tiny-llama": Measured(lambda work: DATA / "tiny-llama", 16, 128, 16),
+    "tiny-llama-outliers": Measured(lambda work: DATA / "tiny-llama-outliers", 16, 128, 16),
+    "smollm2": Measured(lambda work: smollm2(), 4, 128, 8),
+    "gemma-shaped": Measured(lambda work: gemma_shaped(work / "gemma-shaped"), 4, 128, 8),
 }
 TITLE = """# Presets
 
@@ -108,7 +108,7 @@ def _cell(preset: str, folder: Path, measured: Measured, out: Path) -> str:
     if code:
         return f"{FAILED}: {said}"
     text = ["--text", DATA / "evaluation.txt", "--windows", measured.windows]
-    code, answer, said, _ = _gsq("eval", out, "--against", folder, *text, "--json")
+    code, answer, said, _ = _gsq("eval", out, "--against", folder, *text, "--no-blocks", "--json")
     subprocess.run(["rm", "-rf", out], check=True)
     return f"{FAILED}: {said}" if code else f"{1000 * json.loads(answer)['divergence']:.3g} ({seconds:.0f} s)"
 
