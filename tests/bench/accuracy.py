@@ -13,20 +13,20 @@ from rows import ROWS, SLOW
 from tested_models import DATA, MODELS
 
 NAMES = ("row", "by", "recipe")
-FIGURES = ("KL × 1000", "perplexity", "CPU s", "peak MiB")
-HEADER = (*NAMES, *(f"{model} {figure}" for figure in FIGURES for model in MODELS))
+COST = "{} cost"
+HEADER = (*NAMES, *MODELS, *map(COST.format, MODELS))
 NONE = "–"
 WHAT = (
-    "*KL × 1000* is the divergence (Kullback-Leibler) of the predictions from the float model's, in thousandths of a "
-    "nat per token; lower is better. The bundled models are calibrated on 128 × 256 tokens and measured on 64 windows "
+    "A cell shows the Kullback-Leibler divergence of the predictions from the float model's, in nats per token times "
+    "1000, and the perplexity in parentheses. Lower is better. Cost is CPU seconds and peak memory of quantizing and "
+    "writing the folder. The bundled models are calibrated on 128 × 256 tokens and measured on 64 windows "
     "of 256; SmolLM2-135M and the random model of Gemma 3's shape, whose hidden sizes are larger, on 32 × 256 and 32 "
     "windows. The tokens are the same for all tools. Groups of 128 are groups of 64 on SmolLM2, whose hidden size is "
     "576. Each tool has its own defaults and an environment of its own. Every tool writes a folder, which is opened "
     "again and computes in float32: by transformers with compressed-tensors where it is of that format (ours, "
     "llm-compressor, AutoRound), by transformers with GPTQModel, by AMD Quark's import, and by this project where a "
-    "format is for NPUs alone (flatquant). Seconds and memory are of quantizing and writing the folder; a first run of "
-    "each peer, which compiles what it compiles once, is not counted. The model of Gemma 3's shape is measured at "
-    "eight bits alone.\n\n"
+    "format is for NPUs alone (flatquant). A first run of each peer, which compiles code once, is not counted. The "
+    "model of Gemma 3's shape is measured at eight bits alone.\n\n"
     "What was done so that all could run: llm-compressor's AWQ pins memory for an accelerator, which is left out; AMD "
     "Quark's SmoothQuant has alpha 0.5 and its rotations are R1, R2 and R4, better here than its defaults; its "
     "three-bit weights are written as floats, because packing them fails on layers with two groups to a row.\n\n"
@@ -57,7 +57,7 @@ def measure(
         ours("prepare.py", folder, *texts, tokens[model], *counts)
         line = lines.setdefault(("float", "", ""), _line("float", "", ""))
         found = divergence(OURS, folder, folder, tokens[model] / "evaluation.npy")
-        line[f"{model} perplexity"] = found.failure or f"{found['perplexity']:.3f}"
+        line[model] = found.failure or f"0 ({found['perplexity']:.3f})"
     _compile(work, folders[models[0]], tokens[models[0]], tools)
     for row, by_tool in ROWS.items():
         for tool, recipes in by_tool.items():
@@ -109,15 +109,11 @@ def _measured(
     found = divergence(tool, out, folder, tokens[model] / "evaluation.npy") if not ran.failure else ran
     shutil.rmtree(out, ignore_errors=True)
     if found.failure:
-        cells = [found.failure, NONE, NONE, NONE]
-    else:
-        cells = [
-            f"{1000 * found['divergence']:.2f}",
-            f"{found['perplexity']:.3f}",
-            f"{ran['quantize']:.1f}",
-            f"{ran['peak'] / 2**20:.0f}",
-        ]
-    return {f"{model} {figure}": cell for figure, cell in zip(FIGURES, cells, strict=True)}
+        return {model: found.failure, COST.format(model): NONE}
+    return {
+        model: f"{1000 * found['divergence']:.2f} ({found['perplexity']:.3f})",
+        COST.format(model): f"{ran['quantize']:.1f} s, {ran['peak'] / 2**20:.0f} MiB",
+    }
 
 
 def _section(lines: dict[tuple[str, ...], Line]) -> str:
