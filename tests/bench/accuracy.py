@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,8 @@ HEADER = (*NAMES, *MODELS, *map(COST.format, MODELS))
 NONE = "–"
 WHAT = (
     "A cell shows the Kullback-Leibler divergence of the predictions from the float model's, in nats per token times "
-    "1000, and the perplexity in parentheses. Lower is better. Cost is CPU seconds and peak memory of quantizing and "
+    "1000, and the perplexity in parentheses. Lower is better. A dash in place of the divergence: the line is of "
+    "2026-11-29, when perplexity alone was measured. Cost is CPU seconds and peak memory of quantizing and "
     "writing the folder. The bundled models are calibrated on 128 × 256 tokens and measured on 64 windows "
     "of 256; SmolLM2-135M and the random model of Gemma 3's shape, whose hidden sizes are larger, on 32 × 256 and 32 "
     "windows. The tokens are the same for all tools. Groups of 128 are groups of 64 on SmolLM2, whose hidden size is "
@@ -40,13 +42,14 @@ def measure(
     rows: Collection[str],
     tools: Collection[str],
     models: Sequence[str],
+    recipes: str,
     full: bool,
     jobs: int,
     known: list[list[str]],
 ) -> Iterator[str]:
     """The section, again after each line: new cells replace those of ``known``.
 
-    full: the slow recipes too. jobs: how many models of a line are measured at once.
+    recipes: a glob. full: the slow recipes too. jobs: how many models of a line are measured at once.
     """
     lines = _known(known)
     folders = {model: MODELS[model].folder(work) for model in models}
@@ -60,12 +63,12 @@ def measure(
         line[model] = found.failure or f"0 ({found['perplexity']:.3f})"
     _compile(work, folders[models[0]], tokens[models[0]], tools)
     for row, by_tool in ROWS.items():
-        for tool, recipes in by_tool.items():
-            if isinstance(recipes, str):
+        for tool, of_tool in by_tool.items():
+            if isinstance(of_tool, str):
                 line = lines[row, tool, NONE] = _line(row, tool, NONE)
-                line[HEADER[len(NAMES)]] = f"none: {recipes}"
+                line[HEADER[len(NAMES)]] = f"none: {of_tool}"
                 continue
-            for recipe in recipes:
+            for recipe in (recipe for recipe in of_tool if fnmatchcase(recipe, recipes)):
                 if row in rows and tool in tools and (full or (tool, recipe) not in SLOW):
                     line = lines.setdefault((row, tool, recipe), _line(row, tool, recipe))
                     mine = [model for model in models if row in (MODELS[model].rows or ROWS)]

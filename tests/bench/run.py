@@ -1,7 +1,7 @@
 """Everything that is measured, not tested: `make bench`, or parts of it:
 
     run.py [--only accuracy|memory|speed] [--rows "W4A4 dynamic"] [--tools "AMD Quark"]
-           [--models SmolLM2-135M] [--full] [--jobs 2] [--out docs/benchmarks.md]
+           [--recipes "*-gptq"] [--models SmolLM2-135M] [--full] [--jobs 2] [--out docs/benchmarks.md]
 
 Each line is a process of its own on one thread. CPU seconds, because a busy machine stretches all others; ratios,
 because machines differ. With --out, the page is written after every line, and lines that are not measured stay as they
@@ -37,7 +37,9 @@ def measure(name: str, work: Path, given: argparse.Namespace, known: str) -> Ite
     match name:
         case "accuracy":
             rows, tools, models = given.rows or ROWS, given.tools or TOOLS, given.models or list(MODELS)
-            yield from accuracy.measure(work, rows, tools, models, given.full, given.jobs, lines_of(known))
+            yield from accuracy.measure(
+                work, rows, tools, models, given.recipes, given.full, given.jobs, lines_of(known)
+            )
         case "memory":
             yield memory.measure(work)
         case _:
@@ -57,6 +59,7 @@ def main() -> int:
     )
     parser.add_argument("--rows", choices=ROWS, action="append", help="of the accuracy table")
     parser.add_argument("--tools", choices=TOOLS, action="append")
+    parser.add_argument("--recipes", default="*", metavar="GLOB", help="of the accuracy table")
     parser.add_argument("--models", choices=MODELS, action="append", help="of the accuracy table")
     parser.add_argument("--full", action="store_true", help="the slowest recipes of the accuracy table, too")
     parser.add_argument("--jobs", type=int, default=1, choices=(1, 2), help="2: two models of a line at once")
