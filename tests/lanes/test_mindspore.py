@@ -57,7 +57,7 @@ def both(data, tokens, engine, mindspore, tmp_path_factory):
     from gs_core.calibration import load
 
     work = tmp_path_factory.mktemp("parity")
-    calibration = load(_ids(data.calibration, data), SAMPLES, LENGTH, tokenize=None)
+    calibration = load(_ids(data.calibration, data), SAMPLES, LENGTH, tokenizer=None)
     np.save(work / "tokens.npy", calibration)
     np.save(work / "windows.npy", tokens[: WINDOWS * LENGTH].reshape(WINDOWS, LENGTH))
     exact = {"calibration": {"dtype": "float32"}}  # else products may be bfloat16 here, which they are never there
