@@ -86,7 +86,7 @@ class HFModel(Model):
         self.makers = {each.maker: self.cache_at[each.index].sites[0].name for each in cached if each.maker}
         """Parameters whose products are keys before their rotation, and the sites of those."""
         self.tokenizer_source: str | Path | None = folder
-        """Where transformers finds the tokenizer; of a live model its ``name_or_path``."""
+        """The folder or hub id of the tokenizer. For a live model it is ``name_or_path``."""
         self.copied: Any = None
         """Keeps the folder of a live model's weights, which is removed with it; None for the user's own folder."""
         self.runner: Runner | None = None
