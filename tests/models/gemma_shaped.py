@@ -3,8 +3,8 @@
     python tests/models/gemma_shaped.py FOLDER [--blocks 6] [--vocabulary 8192]
 
 It has these parts of Gemma 3: norms before and after attention and MLP, norms of queries and keys, heads of 256
-channels, one key head, sliding windows, embeddings scaled by the root of the hidden size, tied embeddings. Its tokenizer is the
-bundled one; Gemma's vocabulary has 262,144 entries.
+channels, one key head, sliding windows, embeddings scaled by the root of the hidden size, tied embeddings. Its
+tokenizer is the bundled one. The vocabulary of Gemma has 262,144 entries.
 """
 
 import argparse
